@@ -1,0 +1,58 @@
+"""Moving samples: the batch, sorted by chosen resolution, into sub-batches of static shape.
+
+No sample is dropped and no choice is changed. Each bucket is padded to one of few sizes, so that
+few programs are compiled; padding repeats real rows, and a mask tells them apart.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def plan(choice: jax.Array, resolutions: int) -> tuple[jax.Array, jax.Array]:
+    """Sorts a device's samples by chosen resolution.
+
+    Args:
+        choice: int32 [B], the resolution index of each sample.
+        resolutions: R.
+
+    Returns:
+        order: int32 [R, B]; row r lists the samples of bucket r first, in batch order, and then
+            all others, which serve as its padding.
+        counts: int32 [R], how many samples each bucket holds.
+    """
+    member = choice[None, :] == jnp.arange(resolutions)[:, None]
+    order = jnp.argsort(~member, axis=1, stable=True).astype(jnp.int32)
+    return order, jnp.sum(member, axis=1, dtype=jnp.int32)
+
+
+def everyone(batch: int, resolutions: int) -> tuple[jax.Array, jax.Array]:
+    """The plan in which every bucket holds every sample, as pretraining wants it."""
+    order = jnp.tile(jnp.arange(batch, dtype=jnp.int32), (resolutions, 1))
+    return order, jnp.full((resolutions,), batch, jnp.int32)
+
+
+def padded_size(count: int, multiple: int, limit: int) -> int:
+    """The smallest static size that holds `count` samples: a multiple of `multiple`, or `limit`.
+
+    Zero for an empty bucket, which is not run at all.
+    """
+    return min(-(-count // multiple) * multiple, limit)
+
+
+def gather(tree, order: jax.Array, size: int):
+    """The first `size` rows of a bucket: leaves [B, ...] -> [S, ...], by order [B]."""
+    return jax.tree.map(lambda leaf: leaf[order[:size]], tree)
+
+
+def mask(count: jax.Array, size: int) -> jax.Array:
+    """bool [S], true for the real rows of a bucket of `count` samples."""
+    return jnp.arange(size) < count
+
+
+def scatter(values: jax.Array, order: jax.Array, real: jax.Array, batch: int) -> jax.Array:
+    """The inverse of `gather`: values [S, ...] -> [B, ...], zero where no real row goes."""
+    real = real.reshape(real.shape + (1,) * (values.ndim - 1))
+    result = jnp.zeros((batch, *values.shape[1:]), values.dtype)
+    # `order` names each sample once, so the padded rows write their zeros to samples of other
+    # buckets, never over a real row of this one.
+    return result.at[order[: values.shape[0]]].set(jnp.where(real, values, 0))

@@ -1,0 +1,99 @@
+"""The two networks of a DRNet and how their parameters are kept."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from drnet_jax import images, models, resolutions
+from drnet_jax.config import Config
+from drnet_jax.models.norm import MOMENTS
+
+Tree = Any  # a nested dict of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class DRNet:
+    """A classifier for every candidate resolution, and the predictor that chooses among them."""
+
+    classifier: nn.Module
+    predictor: nn.Module
+    resolutions: tuple[int, ...]
+    norm_keys: tuple[str, ...]
+    predictor_resolution: int
+
+    @classmethod
+    def from_config(cls, config: Config, classes: int) -> "DRNet":
+        """Builds the networks; raises UserError if the config names none."""
+        model = config.model
+        return cls(
+            classifier=models.build_classifier(model, classes),
+            predictor=models.build_predictor(
+                config.predictor, len(model.resolutions), model.dtype
+            ),
+            resolutions=model.resolutions,
+            norm_keys=resolutions.norm_keys(model),
+            predictor_resolution=config.predictor.resolution,
+        )
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Fresh (params, batch_stats) in the layout of `drnet_jax.resolutions`."""
+        classifier_key, predictor_key = jax.random.split(key)
+        smallest = min(self.resolutions)
+        plain = _init(self.classifier, classifier_key, smallest)
+        predictor = _init(self.predictor, predictor_key, self.predictor_resolution)
+        shared, norms, stats = resolutions.split(plain)
+        params = {
+            "predictor": predictor["params"],
+            "shared": shared,
+            "norms": resolutions.replicate_norms(norms, self.norm_keys),
+        }
+        batch_stats = {
+            "predictor": predictor.get("batch_stats", {}),
+            "norms": resolutions.replicate_norms(stats, self.norm_keys),
+        }
+        return params, batch_stats
+
+    def classify(
+        self, index: int, params: Tree, batch_stats: Tree, batch: jax.Array,
+        train: bool = False, mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Tree]:
+        """Resizes a batch to one candidate resolution and classifies it.
+
+        Args:
+            index: which candidate, 0 the largest.
+            params: with `shared` and `norms`.
+            batch_stats: with `norms`.
+            batch: uint8 [S, H, W, 3] at the base size.
+            train: whether to normalise by the batch.
+            mask: bool [S], the real rows.
+
+        Returns:
+            float32 logits [S, C] and the BatchNorm moments of a training pass (else {}).
+        """
+        variables = resolutions.plain_variables(params, batch_stats, self.norm_keys[index])
+        view = images.view(batch, self.resolutions[index])
+        return _apply(self.classifier, variables, view, train, mask)
+
+    def route(
+        self, params: Tree, batch_stats: Tree, batch: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, Tree]:
+        """The predictor's float32 logits [B, R] (Eq. 1) for uint8 [B, H, W, 3], and its moments."""
+        variables = {"params": params["predictor"], "batch_stats": batch_stats["predictor"]}
+        view = images.view(batch, self.predictor_resolution)
+        return _apply(self.predictor, variables, view, train, None)
+
+
+def _init(network: nn.Module, key: jax.Array, size: int) -> Tree:
+    return network.init(key, jnp.zeros((1, size, size, 3)), False)
+
+
+def _apply(
+    network: nn.Module, variables: Tree, view: jax.Array, train: bool, mask: jax.Array | None
+) -> tuple[jax.Array, Tree]:
+    if not train:
+        return network.apply(variables, view, False, mask).astype(jnp.float32), {}
+    logits, mutated = network.apply(variables, view, True, mask, mutable=[MOMENTS])
+    return logits.astype(jnp.float32), mutated.get(MOMENTS, {})
