@@ -1,0 +1,74 @@
+"""Every key of a run, with the paper's values; the other configs only override."""
+
+from ml_collections import ConfigDict
+
+from drnet_jax.config_files import override
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    config = ConfigDict({
+        "seed": 0,  # seeds weights, shuffling, augmentation and Gumbel noise
+        "batch_size": 256,  # global training batch, split evenly over all devices
+        "bucket_multiple": 8,  # per-device bucket sizes are rounded up to a multiple of this
+        "log_every": 20,  # steps between lines in metrics.jsonl and TensorBoard
+        "data": {
+            "name": "imagenet2012",  # a tfds data set, or "folder" (train/<class>/*, val/<class>/*)
+            "dir": "",  # where it lies; "" is tfds's own default directory
+            "train_split": "train",  # tfds split, or folder, to train on
+            "val_split": "validation",  # tfds split, or folder, to evaluate on
+            "crop_area": (0.08, 1.0),  # random-resized crop: range of the share of the image's area
+            "crop_ratio": (0.75, 4 / 3),  # random-resized crop: range of width / height
+            "workers": 0,  # decoding processes per host; 0 decodes in threads only
+            "threads": 16,  # decoding threads per process
+        },
+        "model": {
+            "classifier": "resnet50",  # a name in drnet_jax.models, or "package.module:function"
+            "width": 64,  # channels of the classifier's first stage
+            "classes": 0,  # number of classes; 0 takes what the data set says
+            "resolutions": (224, 168, 112),  # candidates, largest (the base size) first
+            "resolution_aware_norm": True,  # BatchNorms per resolution; False shares one set
+            "dtype": "float32",  # compute type; parameters, statistics and logits stay float32
+        },
+        "predictor": {
+            "name": "residual",  # a name in drnet_jax.models, or "package.module:function"
+            "width": 64,  # channels of the predictor's first stage
+            "resolution": 128,  # size at which the predictor sees the image
+        },
+        "router": {
+            "estimator": "selected",  # gradient of the choice: "selected" (bucketed) or "dense"
+            "temperature": 1.0,  # tau of the Gumbel-softmax gradient (Eq. 11)
+            "alpha": 2.5,  # target cost in 1e9 multiply-adds, predictor excluded (Eq. 7)
+            "eta": 0.2,  # weight of the cost regulariser (Eq. 8)
+            "predictor_rate": 0.1,  # the predictor's learning rate as a share of the classifier's
+        },
+        "optimizer": {
+            "momentum": 0.9,  # SGD momentum
+            "weight_decay": 1e-4,  # L2 penalty added to the gradient, as PyTorch's SGD does
+            "clip_norm": 0.0,  # clip classifier's and predictor's gradient to this norm; 0: no
+            "decay_norms_and_biases": True,  # decay BatchNorm scale and bias, and biases, too
+        },
+        "pretrain": {
+            "epochs": 70,  # stage 1: all resolutions at once, no predictor; 0 skips it
+            "learning_rate": 0.1,  # after warm-up
+            "warmup_epochs": 3,  # linear from 0
+            "decay_epochs": 20,  # multiply the rate by decay_factor every so many epochs
+            "decay_factor": 0.1,  # see decay_epochs
+        },
+        "finetune": {
+            "epochs": 100,  # stage 2: predictor and classifier together; 0 skips it
+            "learning_rate": 0.1,  # after warm-up
+            "warmup_epochs": 3,  # linear from 0
+            "decay_epochs": 30,  # multiply the rate by decay_factor every so many epochs
+            "decay_factor": 0.1,  # see decay_epochs
+            "init_from": "",  # workdir whose stage 1 to start from; "" is this run's own
+        },
+        "evaluation": {
+            "batch_size": 256,  # per host; also the size of the routed queues
+            "every_epochs": 1,  # epochs between evaluations while training (the best is kept)
+        },
+        "checkpoint": {
+            "every_steps": 1000,  # steps between checkpoints, besides the end of each stage
+            "keep": 3,  # how many of the latest to keep; the best is kept besides
+        },
+    })
+    return override(config, argument)

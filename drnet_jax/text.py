@@ -1,0 +1,23 @@
+"""Figures as text: aligned tables and short numbers."""
+
+from collections.abc import Sequence
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Lines of aligned columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def short(number: float) -> str:
+    """4089184256 -> "4.09 G": three digits and a unit."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= 0.9995 * factor:
+            return f"{number / factor:#.3g}".rstrip(".") + unit
+    return f"{number:.0f}"
