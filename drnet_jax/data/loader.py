@@ -1,0 +1,269 @@
+"""Batches for training and evaluation, decoded by Grain in threads or worker processes.
+
+The order of the training examples, their crops and their flips are functions of the seed and of an
+example's position in the endless global stream. So they depend neither on which thread or process
+decodes it, nor on how many of them, or how many hosts, there are.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from drnet_jax import config
+from drnet_jax.data import transforms
+from drnet_jax.data.sources import Source
+from drnet_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    source: Source,
+    data: config.Data,
+    *,
+    size: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Endless shuffled, augmented batches; every epoch sees each image once over all hosts.
+
+    Args:
+        size: height and width of the crops, in pixels.
+        batch_size: examples per batch of this host, B.
+
+    Returns:
+        An iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B]},
+        `index` the example's place in the source. Its state is the number of examples that all
+        hosts together have consumed; setting it continues with the same batches, also under
+        another number of workers. Close it at the end.
+
+    Raises:
+        UserError: from `next`, if an image cannot be decoded; the message names it.
+    """
+    # Grain seeds epoch e with seed + e; hashing keeps runs of neighbouring seeds from sharing them.
+    shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2)
+    augmented = _TrainExample(source, size, data.crop_area, data.crop_ratio)
+    stream = (
+        grain.MapDataset.range(len(source))
+        .shuffle(seed=int(shuffle_seed))
+        .repeat()
+        .random_map(augmented, seed=int(augment_seed))
+    )
+
+    def start_at(position: int) -> grain.DatasetIterator[Batch]:
+        share = stream[position + process_index :: process_count]
+        return iter(_batched(share, batch_size, data))
+
+    return _TrainIterator(start_at, batch_size * process_count)
+
+
+def eval_batches(
+    source: Source,
+    data: config.Data,
+    *,
+    size: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every image once, in order; host `process_index` yields every `process_count`-th of them.
+
+    Yields:
+        {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B], "mask": bool
+        [B]} and, where the source has it, "smallest_scale": float32 [B]. The mask is False in the
+        rows that fill up the last batch, which are copies of its first row.
+
+    Raises:
+        UserError: if an image cannot be decoded; the message names it.
+    """
+    share = range(process_index, len(source), process_count)
+    if not share:
+        return
+    count = -(-len(share) // batch_size)
+    has_scale = "smallest_scale" in _read(source, share[0])[1]
+    # Padding without end: workers make whole batches, and Grain leaks memory when it reads an end.
+    rows = grain.MapDataset.range(sys.maxsize).map(_EvalExample(source, size, share, has_scale))
+    batches = iter(_batched(rows, batch_size, data))
+    try:
+        for batch in map(_own, itertools.islice(batches, count)):
+            padding = ~batch["mask"]
+            if padding.any():
+                for name in batch.keys() - {"mask"}:
+                    batch[name][padding] = batch[name][0]
+            yield batch
+    finally:
+        batches.close()
+
+
+def check_source(source: Source, data: config.Data, size: int, count: int = 8) -> None:
+    """Makes training examples of the first few images, to fail before long work starts.
+
+    Raises:
+        UserError: if one of them cannot be decoded, or has a label that is no class.
+    """
+    augmented = _TrainExample(source, size, data.crop_area, data.crop_ratio)
+    for index in range(min(count, len(source))):
+        augmented(index, np.random.default_rng(0))
+
+
+def _batched(
+    examples: grain.MapDataset, batch_size: int, data: config.Data
+) -> grain.IterDataset[Batch]:
+    if data.workers:
+        # Grain's worker processes are told the values of absl's flags, which must be parsed for
+        # that; in a notebook or a test nobody has done so.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        examples = _WorkerOrder(examples, batch_size, data.workers)
+    # Two batches ahead, counted in examples: threads share the work on the next batch.
+    options = grain.ReadOptions(
+        num_threads=data.threads, prefetch_buffer_size=max(2 * batch_size, data.threads)
+    )
+    batches = examples.to_iter_dataset(options).batch(batch_size)
+    if data.workers:
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
+        )
+    return batches
+
+
+def _own(batch: Batch) -> Batch:
+    """Copies what workers left in shared memory, which must not outlive Grain's iterator."""
+    return {
+        name: array if type(array) is np.ndarray else np.array(array)
+        for name, array in batch.items()
+    }
+
+
+class _WorkerOrder(grain.MapDataset):
+    """Reorders examples so that with W workers the batches are the same as with none.
+
+    Grain gives worker w the positions w, w + W, w + 2W, ... and takes batches from the workers in
+    turn. Here the k-th batch of worker w is made the (kW + w)-th run of `batch_size` examples.
+    """
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, workers: int):
+        super().__init__(parent)
+        self._batch_size = batch_size
+        self._workers = workers
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            return self.slice(position)
+        place, worker = divmod(position, self._workers)
+        batch, row = divmod(place, self._batch_size)
+        return self._parent[(batch * self._workers + worker) * self._batch_size + row]
+
+
+class _TrainIterator(grain.DatasetIterator[Batch]):
+    """Counts examples over a pipeline that can start anywhere, which makes the count its state.
+
+    Grain's own state describes the workers, and so fits only the same number of them.
+    """
+
+    def __init__(
+        self, start_at: Callable[[int], grain.DatasetIterator[Batch]], examples_per_batch: int
+    ):
+        super().__init__()
+        self._start_at = start_at
+        self._examples_per_batch = examples_per_batch
+        self._examples = 0
+        self._batches = None
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        self.start_prefetch()
+        batch = _own(next(self._batches))
+        self._examples += self._examples_per_batch
+        return batch
+
+    def start_prefetch(self) -> None:
+        if self._batches is None:
+            self._batches = self._start_at(self._examples)
+            self._batches.start_prefetch()
+
+    def get_state(self) -> dict[str, Any]:
+        return {"examples": self._examples}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._stop()
+        self._examples = state["examples"]
+
+    def close(self) -> None:
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    """Reads, decodes and augments the example at an index of the source."""
+
+    source: Source
+    size: int
+    crop_area: tuple[float, ...]
+    crop_ratio: tuple[float, ...]
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        image, example = _read(self.source, index)
+        image = transforms.random_resized_crop(
+            image, rng, self.size, self.crop_area, self.crop_ratio
+        )
+        return {
+            "image": transforms.random_flip(image, rng),
+            "label": np.int32(example["label"]),
+            "index": np.int32(index),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample:
+    """Reads, decodes and crops one example of this host's share, or makes a row of padding."""
+
+    source: Source
+    size: int
+    share: range
+    has_scale: bool
+
+    def __call__(self, position: int) -> Batch:
+        row = {"mask": np.bool_(position < len(self.share))}
+        if row["mask"]:
+            index = self.share[position]
+            image, example = _read(self.source, index)
+            image = transforms.resize_and_centre_crop(image, self.size)
+        else:  # overwritten in `eval_batches`
+            index, image = 0, np.zeros((self.size, self.size, 3), np.uint8)
+            example = {"label": 0, "smallest_scale": 0.0}
+        row |= {"image": image, "label": np.int32(example["label"]), "index": np.int32(index)}
+        if self.has_scale:
+            row["smallest_scale"] = np.float32(example["smallest_scale"])
+        return row
+
+
+def _read(source: Source, index: int) -> tuple[np.ndarray, Any]:
+    """Returns the decoded image, uint8 [H, W, 3], and the example; errors name the example."""
+    try:
+        example = source[index]
+        if not 0 <= example["label"] < len(source.classes):
+            raise UserError(
+                f"expected a label from 0 to {len(source.classes) - 1}, "
+                f"received {example['label']} (is this split labelled?)"
+            )
+        return transforms.decode(example["image"]), example
+    except UserError as error:
+        raise UserError(f"{source.key(index)}: {error}") from error
