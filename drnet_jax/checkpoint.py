@@ -1,0 +1,256 @@
+"""Checkpoints: everything needed to go on, or to evaluate, from a directory alone (orbax).
+
+A checkpoint holds four items: `model` (params, batch_stats), `training` (step, optimiser state),
+`data` (the Grain iterator) and `meta` (what it is: stage, config, classes, preprocessing). Each is
+written under a temporary name and renamed when whole, so a kill never leaves half of one.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from drnet_jax import images
+from drnet_jax.config import Config, parse
+from drnet_jax.data import transforms
+from drnet_jax.drnet import DRNet, Tree
+from drnet_jax.errors import UserError
+from drnet_jax.mesh import replicated
+from drnet_jax.train.state import STAGES, TrainState
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint is."""
+
+    stage: str
+    step: int  # over all stages
+    stage_end: bool  # whether it is the last of its stage
+    config: Config
+    classes: tuple[str, ...]
+    metrics: dict[str, float]  # of the validation at this step; {} where there was none
+
+    def to_json(self) -> dict[str, Any]:
+        base = self.config.model.resolutions[0]
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "stage_end": self.stage_end,
+            "config": json.loads(self.config.to_json()),
+            "classes": list(self.classes),
+            "metrics": self.metrics,
+            "resolutions": list(self.config.model.resolutions),
+            "preprocessing": {
+                "resize": round(base * transforms.RESIZE_OVER_CROP), "crop": base,
+                "mean": list(images.MEAN), "deviation": list(images.DEVIATION),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Meta":
+        return cls(
+            stage=values["stage"], step=values["step"], stage_end=values["stage_end"],
+            config=parse(values["config"]), classes=tuple(values["classes"]),
+            metrics=values["metrics"],
+        )
+
+
+class Checkpoints:
+    """The checkpoints of one run: the latest few, the best, and the end of each stage."""
+
+    def __init__(self, workdir: str, keep: int = 1, stage_ends: tuple[int, ...] = ()):
+        """Opens, or creates, `workdir/checkpoints`.
+
+        Args:
+            keep: how many of the latest to keep.
+            stage_ends: steps to keep for good.
+        """
+        self.directory = Path(workdir).absolute() / FOLDER
+        policies = checkpoint_managers
+        kept = [
+            policies.LatestN(keep),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["rank"], n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+            policies.CustomSteps(stage_ends),
+        ]
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(kept),
+                    cleanup_tmp_directories=True,
+                ),
+                item_handlers={
+                    "model": ocp.StandardCheckpointHandler(),
+                    "training": ocp.StandardCheckpointHandler(),
+                    "data": grain.checkpoint.CheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+            )
+        except OSError as error:
+            raise UserError(
+                f"--workdir: expected a directory that can be written, received {workdir!r} "
+                f"({error})"
+            ) from error
+
+    def save(self, state: TrainState, data: grain.DatasetIterator, meta: Meta) -> None:
+        """Begins to save; training goes on while orbax writes.
+
+        Raises:
+            UserError: if this or the save before it could not be written (disk full, say); the
+                checkpoints before that are still good.
+        """
+        metrics = {"rank": _rank(meta)} if meta.metrics else None
+        items = {
+            "model": ocp.args.StandardSave(_model(state)),
+            "training": ocp.args.StandardSave(_training(state)),
+            "data": grain.checkpoint.CheckpointSave(data),
+            "meta": ocp.args.JsonSave(meta.to_json()),
+        }
+        self._guarded(functools.partial(
+            self._manager.save, meta.step, args=ocp.args.Composite(**items), metrics=metrics,
+            force=True,
+        ))
+
+    def wait(self) -> None:
+        """Returns when all is on disk; raises UserError as `save` does."""
+        self._guarded(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits and closes; raises UserError as `save` does."""
+        self._guarded(self._manager.close)
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step of the checkpoint that validated best, or None."""
+        ranks = {step: _rank(self.meta(step)) for step in self.steps()}
+        return max(ranks, key=ranks.get) if any(ranks.values()) else None
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints there are."""
+        return sorted(self._manager.all_steps())
+
+    def meta(self, step: int) -> Meta:
+        """What the checkpoint of a step is."""
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )
+        return Meta.from_json(restored["meta"])
+
+    def restore_model(self, step: int, mesh: Mesh) -> tuple[Tree, Tree]:
+        """(params, batch_stats) of a step, replicated over a mesh, with nothing known before."""
+        meta = self.meta(step)
+        drnet = DRNet.from_config(meta.config, len(meta.classes))
+        params, batch_stats = jax.eval_shape(drnet.init, jax.random.key(0))
+        target = _on(mesh, {"params": params, "batch_stats": batch_stats})
+        model = self._restore(step, model=ocp.args.StandardRestore(target))["model"]
+        return model["params"], model["batch_stats"]
+
+    def restore(
+        self, step: int, state: TrainState, data: grain.DatasetIterator, mesh: Mesh
+    ) -> TrainState:
+        """The state of a step, in the shape of an (abstract) `state`; `data` is wound to it."""
+        restored = self._restore(
+            step,
+            model=ocp.args.StandardRestore(_on(mesh, _model(state))),
+            training=ocp.args.StandardRestore(_on(mesh, _training(state))),
+            data=grain.checkpoint.CheckpointRestore(data),
+        )
+        return TrainState(**restored["model"], **restored["training"])
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.directory / str(step)}: expected a checkpoint of this configuration's "
+                f"networks; orbax says: {error}"
+            ) from error
+
+    def _guarded(self, call) -> None:
+        try:
+            call()
+        except (OSError, ValueError) as error:
+            good = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(
+                f"{self.directory}: a checkpoint could not be written ({error}). "
+                f"Whole checkpoints: {good}. Make room and run the same command to go on."
+            ) from error
+
+
+def open_existing(workdir: str) -> Checkpoints:
+    """Opens the checkpoints of a run that has some; raises UserError if there is none."""
+    if not (Path(workdir) / FOLDER).is_dir():
+        raise UserError(
+            f"{workdir}: expected a working directory with checkpoints, found none; train first, "
+            "with --mode train and the same --workdir"
+        )
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest() is None:
+        raise UserError(f"{checkpoints.directory}: no checkpoint is whole; train first")
+    return checkpoints
+
+
+def check_compatible(
+    saved: Meta, config: Config, classes: tuple[str, ...], where: str,
+    groups: tuple[str, ...] = ("model", "predictor"),
+) -> None:
+    """Raises UserError if a checkpoint's networks or classes differ from the ones at hand."""
+    differences = [
+        f"config.{group}.{key}: {old!r} in the checkpoint, {new!r} here"
+        for group in groups
+        for key, old, new in _differing(getattr(saved.config, group), getattr(config, group))
+        if key != "classes"
+    ]
+    if saved.classes != classes:
+        differences.append(
+            f"classes: {len(saved.classes)} in the checkpoint ({', '.join(saved.classes[:3])}, "
+            f"...), {len(classes)} in the data set ({', '.join(classes[:3])}, ...)"
+        )
+    if differences:
+        raise UserError(
+            f"{where}: expected a checkpoint of the same networks and classes; "
+            + "; ".join(differences)
+            + ". Use another --workdir, or the configuration that it was made with"
+        )
+
+
+def _differing(old: Any, new: Any):
+    for field in dataclasses.fields(old):
+        values = getattr(old, field.name), getattr(new, field.name)
+        if values[0] != values[1]:
+            yield field.name, *values
+
+
+def _rank(meta: Meta) -> float:
+    """Orders checkpoints; the routed accuracy of stage 2 outranks any of stage 1."""
+    return 1 + STAGES.index(meta.stage) + meta.metrics["top1"] if meta.metrics else 0.0
+
+
+def _model(state: TrainState) -> Tree:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _training(state: TrainState) -> Tree:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _on(mesh: Mesh, tree: Tree) -> Tree:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), tree
+    )
+

@@ -1,0 +1,298 @@
+"""The training loop: one for both stages, which differ in step, schedule and length."""
+
+import dataclasses
+import functools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from drnet_jax import evaluate
+from drnet_jax.checkpoint import Checkpoints, Meta, check_compatible, open_existing
+from drnet_jax.config import Config
+from drnet_jax.cost import Costs, model_costs
+from drnet_jax.data.loader import check_source, train_batches
+from drnet_jax.data.sources import Source, open_source, resolve_classes
+from drnet_jax.drnet import DRNet, Tree
+from drnet_jax.errors import UserError
+from drnet_jax.inference import Server
+from drnet_jax.mesh import data_mesh, put_batch, replicated
+from drnet_jax.programs import Programs
+from drnet_jax.telemetry import HINT, Telemetry, Window
+from drnet_jax.train.state import STAGES, TrainState, create_state, make_optimizer
+from drnet_jax.train.step import Step
+from drnet_jax.train.steps import Objective
+
+GIGA = 1e9  # the unit of config.router.alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same over a whole run."""
+
+    config: Config
+    mesh: Mesh
+    drnet: DRNet
+    costs: Costs
+    train_source: Source
+    val_source: Source
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+    evaluation_programs: Programs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_source) // self.config.batch_size
+
+    def first_step(self, stage: str) -> int:
+        """The step, counted over the run, at which a stage begins."""
+        return 0 if stage == STAGES[0] else self.last_step(STAGES[0])
+
+    def last_step(self, stage: str) -> int:
+        """The step, counted over the run, at which a stage is complete."""
+        epochs = getattr(self.config, stage).epochs
+        return self.first_step(stage) + epochs * self.steps_per_epoch
+
+
+def train(config: Config, workdir: str) -> None:
+    """Runs both stages, from the newest checkpoint in `workdir` if there is one.
+
+    Raises:
+        UserError: if data, checkpoints or devices do not fit the config (before anything is
+            compiled), if the loss stops being finite, or if a checkpoint cannot be written.
+    """
+    train_source, val_source = open_source(config.data, True), open_source(config.data, False)
+    classes = resolve_classes(train_source, config.model.classes)
+    if val_source.classes != train_source.classes:
+        raise UserError("config.data: the training and the validation split differ in classes")
+    mesh = data_mesh()
+    _check_batch(config, mesh, len(train_source))
+    base = config.model.resolutions[0]
+    for source in (train_source, val_source):
+        check_source(source, config.data, base)
+    drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
+
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    telemetry = Telemetry(workdir)
+    run = Run(
+        config, mesh, drnet, costs, train_source, val_source,
+        Checkpoints(
+            workdir, config.checkpoint.keep,
+            (config.pretrain.epochs * (len(train_source) // config.batch_size),),
+        ),
+        telemetry, Programs(telemetry.compiled),
+    )
+    newest = _newest(run, workdir)
+    if jax.process_index() == 0:
+        (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
+    telemetry.rewind(newest.step if newest else 0)
+
+    try:
+        state = None if newest else _starting_point(run)
+        for stage in STAGES:
+            if getattr(config, stage).epochs == 0:
+                continue
+            if newest and STAGES.index(newest.stage) > STAGES.index(stage):
+                continue
+            state = _run_stage(run, stage, state, newest)
+            newest = None
+        run.checkpoints.wait()
+    finally:
+        telemetry.close()
+        run.checkpoints.close()
+
+
+def _check_batch(config: Config, mesh: Mesh, images: int) -> None:
+    if config.batch_size % mesh.size:
+        raise UserError(
+            f"config.batch_size: expected a multiple of the {mesh.size} devices, received "
+            f"{config.batch_size}"
+        )
+    if config.batch_size > images:
+        raise UserError(
+            f"config.batch_size: expected at most the {images} training images, received "
+            f"{config.batch_size}"
+        )
+
+
+def _newest(run: Run, workdir: str) -> Meta | None:
+    """The newest checkpoint of this run; raises UserError if it is of another architecture."""
+    step = run.checkpoints.latest()
+    if step is None:
+        return None
+    meta = run.checkpoints.meta(step)
+    check_compatible(meta, run.config, run.train_source.classes, workdir)
+    return meta
+
+
+def _starting_point(run: Run) -> TrainState | None:
+    """A state that holds the classifier of another run's stage 1, if the config names one."""
+    origin = run.config.finetune.init_from
+    if not origin:
+        return None
+    checkpoints = open_existing(origin)
+    metas = [checkpoints.meta(step) for step in checkpoints.steps()]
+    of_stage_1 = [meta for meta in metas if meta.stage == STAGES[0]]
+    if not of_stage_1:
+        raise UserError(
+            f"config.finetune.init_from: expected the workdir of a run that has pretrained, "
+            f"received {origin!r}, which holds no checkpoint of that stage"
+        )
+    check_compatible(
+        of_stage_1[-1], run.config, run.train_source.classes, origin, groups=("model",)
+    )
+    params, batch_stats = checkpoints.restore_model(of_stage_1[-1].step, run.mesh)
+    checkpoints.close()
+    return TrainState(None, params, batch_stats, None)
+
+
+def _run_stage(
+    run: Run, stage: str, previous: TrainState | None, newest: Meta | None
+) -> TrainState:
+    """Runs a stage to its end: from `newest`, or else with the classifier of `previous`."""
+    config, telemetry = run.config, run.telemetry
+    optimizer = make_optimizer(config, stage, run.steps_per_epoch)
+    key = jax.random.key(config.seed)
+    create = functools.partial(create_state, run.drnet, optimizer)
+    host_batch = config.batch_size // jax.process_count()
+    batches = train_batches(
+        run.train_source, config.data, size=config.model.resolutions[0], batch_size=host_batch,
+        seed=len(STAGES) * config.seed + STAGES.index(stage),
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+    if newest:
+        abstract = jax.eval_shape(create, key)
+        state = run.checkpoints.restore(newest.step, abstract, batches, run.mesh)
+        telemetry.say(f"going on from step {newest.step} ({stage})")
+    else:
+        # Created under its sharding: moved there later, the step would compile twice.
+        state = jax.jit(create, out_shardings=replicated(run.mesh))(key)
+        if previous:
+            state = state.replace(
+                params=previous.params | {"predictor": state.params["predictor"]},
+                batch_stats=previous.batch_stats | {"predictor": state.batch_stats["predictor"]},
+            )
+        else:
+            telemetry.say(parameter_overview.get_parameter_overview(state.params))
+
+    step = Step(
+        drnet=run.drnet, optimizer=optimizer, mesh=run.mesh, programs=Programs(telemetry.compiled),
+        stage=stage, estimator=config.router.estimator, bucket_multiple=config.bucket_multiple,
+        objective=Objective(
+            costs=run.costs.classifier, alpha=config.router.alpha * GIGA, eta=config.router.eta,
+            temperature=config.router.temperature,
+        ),
+    )
+    try:
+        return _steps(run, stage, step, state, batches)
+    finally:
+        batches.close()
+
+
+def _steps(
+    run: Run, stage: str, step: Step, state: TrainState, batches: grain.DatasetIterator
+) -> TrainState:
+    """The loop proper.
+
+    The host works one step ahead of the device: while the buckets of a step run, the next batch
+    is fetched and put on the device, and only then are the step's metrics read.
+    """
+    config, telemetry, window = run.config, run.telemetry, Window(run.costs)
+    first, last = run.first_step(stage), run.last_step(stage)
+    number = first + int(state.step)
+    # Under jit, as device_put cannot reach the devices of other hosts.
+    make_key = jax.jit(jax.random.key, out_shardings=replicated(run.mesh))
+    key = make_key(config.seed + 1)
+    pending: tuple[int, np.ndarray, Tree] | None = None
+    telemetry.begin(stage, number - first, last - first)
+
+    def settle() -> None:
+        """Reads the metrics of the step before, which may have to wait for the device."""
+        nonlocal pending
+        if pending:
+            at, index, sums = pending
+            sums = jax.tree.map(np.asarray, sums)
+            _check_finite(run, at, index, sums)
+            window.add(sums)
+            pending = None
+
+    while number < last:
+        began = time.perf_counter()
+        batch = next(batches)
+        window.waited(time.perf_counter() - began)
+        index = batch.pop("index")
+        batch = put_batch(run.mesh, batch)
+        settle()
+        state, sums = step(state, batch, key)
+        number += 1
+        pending = (number, index, sums)
+        telemetry.step()
+
+        if number % config.log_every == 0 or number == last:
+            settle()
+            values = window.values(steps_left=last - number)
+            telemetry.write("train", number, {"stage": stage} | values)
+            if window.collapsed():
+                telemetry.say(f"warning: step {number}: {HINT}")
+            window.clear()
+        at_epoch_end = (number - first) % (run.steps_per_epoch * config.evaluation.every_epochs)
+        validated = at_epoch_end == 0 or number == last
+        if validated or number % config.checkpoint.every_steps == 0:
+            settle()
+            metrics = _validate(run, stage, number, state) if validated else {}
+            run.checkpoints.save(state, batches, Meta(
+                stage=stage, step=number, stage_end=number == last, config=config,
+                classes=run.train_source.classes, metrics=metrics,
+            ))
+            window.clear()
+    telemetry.end()
+    return state
+
+
+def _check_finite(run: Run, step: int, index: np.ndarray, sums: dict[str, Any]) -> None:
+    if math.isfinite(float(sums["loss"])):
+        return
+    run.checkpoints.wait()
+    keys = [run.train_source.key(int(i)) for i in index]
+    good = run.checkpoints.latest()
+    raise UserError(
+        f"the loss of step {step} is {float(sums['loss'])}. The last good checkpoint is that of "
+        f"step {good}; try a lower learning rate, or look at the images of this batch: "
+        + ", ".join(keys)
+    )
+
+
+def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str, float]:
+    """Validates as the stage trains: at every resolution, or routed; `top1` ranks checkpoints."""
+    server = Server(
+        run.drnet, state.params, state.batch_stats, run.config.evaluation.batch_size,
+        run.evaluation_programs,
+    )
+
+    def outcome(router: evaluate.Router) -> evaluate.Outcome:
+        return evaluate.run(server, evaluate.validation_batches(run.config, run.val_source), router)
+
+    if stage == "pretrain":
+        at = {
+            f"top1_{resolution}": float(outcome(evaluate.fixed(index)).hits(1).mean())
+            for index, resolution in enumerate(run.costs.resolutions)
+        }
+        found = {"top1": float(np.mean(list(at.values())))} | at
+    else:
+        result = outcome(evaluate.routed(server))
+        mix = result.mix(len(run.costs.resolutions)).tolist()
+        found = {
+            "top1": float(result.hits(1).mean()),
+            "cost": run.costs.mean(mix, with_predictor=True),
+            **{f"share_{size}": share
+               for size, share in zip(run.costs.resolutions, mix, strict=True)},
+        }
+    run.telemetry.write("validation", number, {"stage": stage} | found)
+    return found
+
