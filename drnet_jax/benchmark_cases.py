@@ -1,0 +1,242 @@
+"""What the benchmark times: training steps, inference, and the same network in PyTorch."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from drnet_jax import buckets
+from drnet_jax.config import Config
+from drnet_jax.cost import Costs
+from drnet_jax.drnet import DRNet, Tree
+from drnet_jax.errors import UserError
+from drnet_jax.inference import Queues, Server
+from drnet_jax.mesh import AXIS, per_device, put_batch, replicated
+from drnet_jax.programs import Programs
+from drnet_jax.timing import Case
+from drnet_jax.train.state import TrainState, make_optimizer
+from drnet_jax.train.step import Step
+from drnet_jax.train.steps import Objective, Plan, Sums
+
+STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
+STREAM = 12  # batches of a routed stream: enough for the queues to fill
+BACKWARD = 3  # a step counts as three forward passes: forward, and two products per layer back
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant(Case):
+    """A case with the work that it does."""
+
+    group: str  # "training" or "inference"
+    multiply_adds: float  # an image, by the convention of `drnet_jax.benchmark`
+    padded: float = 0.0  # share of padding in the rows that the classifier is run on
+
+
+def deal(mix: np.ndarray, images: int, seed: int) -> np.ndarray:
+    """Choices int32 [images] in the proportions mix [R], as exactly as whole images allow."""
+    ends = np.round(np.cumsum(mix) / np.sum(mix) * images).astype(int)
+    choice = np.repeat(np.arange(len(mix), dtype=np.int32), np.diff(ends, prepend=0))
+    return np.random.default_rng(seed).permutation(choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForcedStep(Step):
+    """A finetuning step whose images go where a table sends them.
+
+    The predictor runs and is waited for as in any step; only its choice is replaced.
+    """
+
+    choice: np.ndarray  # int32 [B]
+
+    def route(
+        self, state: TrainState, batch: Tree, key: jax.Array
+    ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
+        _, noise, sums, counts = super().route(state, batch, key)
+        jax.block_until_ready(counts)
+        plan, counts = self.forced
+        return plan, noise, sums, counts
+
+    @functools.cached_property
+    def forced(self) -> tuple[Plan, np.ndarray]:
+        """The plan, and the largest count of each bucket over the devices, int [R]."""
+        def plan(choice: jax.Array):
+            order, counts = buckets.plan(choice, self._resolutions)
+            return Plan(choice, order.T, counts[None]), jax.lax.pmax(counts, AXIS)
+
+        mapped = jax.jit(per_device(self.mesh, plan, P(AXIS), (P(AXIS), P())))
+        plan, counts = mapped(put_batch(self.mesh, {"choice": self.choice})["choice"])
+        return plan, np.asarray(counts)
+
+    @property
+    def padded(self) -> float:
+        """The share of padding in the rows of all buckets."""
+        local = len(self.choice) // self.mesh.size
+        sizes = [
+            buckets.padded_size(int(count), self.bucket_multiple, local)
+            for count in self.forced[1]
+        ]
+        return 1 - local / sum(sizes)
+
+
+def training(
+    config: Config, drnet: DRNet, costs: Costs, mesh: Mesh, batch: dict[str, np.ndarray],
+    choice: np.ndarray, new_programs: Callable[[], Programs],
+) -> Iterator[Contestant]:
+    """Steps of a plain classifier at the base size, and of finetuning, dense and bucketed."""
+    size, key = len(choice), jax.device_put(jax.random.key(config.seed), replicated(mesh))
+    batch = put_batch(mesh, batch)
+
+    def step(kind: type[Step], drnet: DRNet, stage: str, estimator: str, **forced: Any) -> Step:
+        return kind(
+            drnet=drnet, optimizer=make_optimizer(config, stage, STEPS_PER_EPOCH), mesh=mesh,
+            programs=new_programs(), stage=stage, estimator=estimator,
+            bucket_multiple=config.bucket_multiple,
+            objective=Objective(
+                costs=costs.classifier, alpha=config.router.alpha * 1e9, eta=config.router.eta,
+                temperature=config.router.temperature,
+            ), **forced,
+        )
+
+    def contestant(
+        name: str, step: Step, multiply_adds: float, padded: float = 0.0
+    ) -> Contestant:
+        state = _initial_state(step, key)
+
+        def call() -> Tree:
+            nonlocal state
+            state, metrics = step(state, batch, key)
+            return metrics
+
+        return Contestant(name, size, call, "training", BACKWARD * multiply_adds, padded)
+
+    # Pretraining with a single candidate is plain training.
+    plain = dataclasses.replace(
+        drnet, resolutions=drnet.resolutions[:1], norm_keys=drnet.norm_keys[:1]
+    )
+    yield contestant("static", step(Step, plain, "pretrain", "selected"), costs.classifier[0])
+    dense = step(ForcedStep, drnet, "finetune", "dense", choice=choice)
+    yield contestant("dense", dense, sum(costs.classifier) + costs.predictor)
+    bucketed = step(ForcedStep, drnet, "finetune", "selected", choice=choice)
+    yield contestant("bucketed", bucketed, _mean_cost(costs, choice), bucketed.padded)
+
+
+def _initial_state(step: Step, key: jax.Array) -> TrainState:
+    def create(key: jax.Array) -> TrainState:
+        params, batch_stats = step.drnet.init(key)
+        if step.stage == "pretrain":  # no routing: no predictor to carry along
+            params |= {"predictor": {}}
+            batch_stats |= {"predictor": {}}
+        return TrainState(jax.numpy.int32(0), params, batch_stats, step.optimizer.init(params))
+
+    return jax.jit(create, out_shardings=replicated(step.mesh))(key)
+
+
+def _mean_cost(costs: Costs, choice: np.ndarray) -> float:
+    mix = np.bincount(choice, minlength=len(costs.resolutions)) / len(choice)
+    return costs.mean(mix.tolist(), with_predictor=True)
+
+
+def inference(
+    drnet: DRNet, costs: Costs, mesh: Mesh, images: np.ndarray, mix: np.ndarray, seed: int,
+    programs: Programs,
+) -> Iterator[Contestant]:
+    """A plain classifier at the base size, routing through queues, and the predictor alone."""
+    variables = jax.jit(drnet.init, out_shardings=replicated(mesh))(jax.random.key(seed))
+    size, resolutions = len(images), len(drnet.resolutions)
+    server = Server(drnet, *variables, size, programs)
+    choice = deal(mix, STREAM * size, seed)
+
+    def routed() -> dict[str, np.ndarray]:
+        queues, done = Queues(server), []
+        for rows in np.split(np.arange(len(choice)), STREAM):
+            server.choose(images)  # at its price; the table decides
+            done += queues.put(images, choice[rows], rows)
+        done += queues.drain()
+        tickets = np.concatenate([tickets for tickets, _ in done])
+        return {"chosen": np.bincount(choice[tickets], minlength=resolutions)}
+
+    full = -(-np.bincount(choice, minlength=resolutions) // size) * size
+    for name, per_call, call, cost, padded in (
+        ("static", size, lambda: server.classify(0, images), costs.classifier[0], 0.0),
+        ("predictor", size, lambda: server.choose(images), costs.predictor, 0.0),
+        ("routed", len(choice), routed, _mean_cost(costs, choice),
+         1 - len(choice) / int(full.sum())),
+    ):
+        yield Contestant(name, per_call, call, "inference", cost, padded)
+
+
+def pytorch(
+    config: Config, costs: Costs, batch: dict[str, np.ndarray]
+) -> Iterator[Contestant]:
+    """The classifier in PyTorch at the base size: a training step, and inference.
+
+    Its images are float and normalised beforehand; ours are normalised within what is timed.
+
+    Raises:
+        UserError: if PyTorch is missing, computes elsewhere than JAX, or has no such network.
+    """
+    model = config.model
+    try:
+        import torch
+
+        from drnet_jax.torch_baseline import LAYOUTS, ResNet
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--torch: expected PyTorch, but {error}; install it (pip install torch) or leave "
+            "--torch out"
+        ) from error
+    if model.classifier not in LAYOUTS:
+        raise UserError(
+            f"--torch: expected config.model.classifier to be one of {', '.join(LAYOUTS)}, "
+            f"received {model.classifier!r}; leave --torch out"
+        )
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            f"--torch compares on the CPU, but JAX computes on {jax.default_backend()!r}; set "
+            "JAX_PLATFORMS=cpu or leave --torch out"
+        )
+
+    torch.set_num_threads(cores())
+    dtype = getattr(torch, model.dtype)
+    precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
+    images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float().div(128).sub(1)
+    labels = torch.from_numpy(batch["label"]).long()
+
+    def network() -> ResNet:
+        net = ResNet(model.classifier, model.classes, model.width)
+        return net.to(memory_format=torch.channels_last)
+
+    trained, served = network(), network().eval()
+    optimizer = torch.optim.SGD(
+        trained.parameters(), config.pretrain.learning_rate, config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+    def train() -> float:
+        optimizer.zero_grad()
+        with precision():
+            loss = torch.nn.functional.cross_entropy(trained(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def infer() -> np.ndarray:
+        with torch.inference_mode(), precision():
+            return served(images).argmax(1).numpy()
+
+    size, cost = len(labels), costs.classifier[0]
+    yield Contestant("pytorch", size, train, "training", BACKWARD * cost)
+    yield Contestant("pytorch", size, infer, "inference", cost)
+
+
+def cores() -> int:
+    """CPU cores that this process may use, which is how many threads XLA starts on a CPU."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
