@@ -1,0 +1,346 @@
+"""The benchmark through its command line, and the parts whose figures can be worked by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields as fields_of
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from drnet_jax import benchmark, benchmark_cases, timing
+from drnet_jax.benchmark_cases import Contestant, ForcedStep, deal
+from drnet_jax.cost import model_costs
+from drnet_jax.errors import UserError
+from drnet_jax.timing import Case, Timing, measure
+from drnet_jax.train.steps import Objective
+from tests.tiny import RESOLUTIONS, Trainer, random_batch, tiny_config
+
+ROOT = Path(__file__).parent.parent
+# In place of conftest's; and programs that run so briefly need not be fast, only soon compiled.
+FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+BATCH = 24
+MIX = "0.25,0.25,0.5"
+COUNTS = [6, 6, 12]  # of BATCH at MIX
+
+
+# --- The command line ---------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "drnet_jax.benchmark", "--config=configs/default.py",
+         "--config.model.classifier=tests.tiny:TinyNet", "--config.model.width=4",
+         "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=4",
+         f"--config.model.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
+         "--config.bucket_multiple=4", "--config.data.name=folder", *arguments],
+        cwd=ROOT, text=True, capture_output=True, timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image folder of two classes."""
+    path = tmp_path_factory.mktemp("images")
+    for split in ("train", "validation"):
+        for name in ("cats", "dogs"):
+            (path / split / name).mkdir(parents=True)
+            for index in range(BATCH):
+                cv2.imwrite(
+                    str(path / split / name / f"{index}.png"), np.full((20, 20, 3), index, np.uint8)
+                )
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    done = command(
+        f"--batch={BATCH}", f"--mix={MIX}", "--repeats=3", "--json", f"--config.data.dir={folder}"
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def rows(report, group):
+    return {row["name"]: row for row in report["cases"] if row["group"] == group}
+
+
+def test_cases(report):
+    assert list(rows(report, "training")) == ["static", "dense", "bucketed"]
+    assert list(rows(report, "inference")) == ["static", "predictor", "routed"]
+    for row in report["cases"]:
+        assert 0 < row["slowest"] <= row["images_per_second"] <= row["fastest"]
+        assert "over_pytorch" not in row
+
+
+def test_every_case_compiles_something_of_its_own(report):
+    assert all(row["compile_seconds"] > 0 for row in report["cases"])
+
+
+def test_multiply_adds(report):
+    """A step counts three forward passes; the predictor's belong to all but the static case."""
+    overrides = {"model.classes": 2, "predictor.name": "tests.tiny:TinyNet"}
+    costs = model_costs(tiny_config(overrides), 2)
+    large, middle, small = costs.classifier
+    mixed = 0.25 * large + 0.25 * middle + 0.5 * small + costs.predictor
+    training, inference = rows(report, "training"), rows(report, "inference")
+    assert training["static"]["multiply_adds"] == 3 * large
+    assert training["dense"]["multiply_adds"] == 3 * (large + middle + small + costs.predictor)
+    assert training["bucketed"]["multiply_adds"] == pytest.approx(3 * mixed)
+    assert inference["static"]["multiply_adds"] == large
+    assert inference["predictor"]["multiply_adds"] == costs.predictor
+    assert inference["routed"]["multiply_adds"] == pytest.approx(mixed)
+
+
+def test_ratios_follow_from_the_printed_figures(report):
+    for group in ("training", "inference"):
+        found = rows(report, group)
+        static = found["static"]
+        assert static["over_static"] == static["realised"] == 1
+        for row in found.values():
+            faster = row["images_per_second"] / static["images_per_second"]
+            lighter = static["multiply_adds"] / row["multiply_adds"]
+            assert row["over_static"] == pytest.approx(faster)
+            assert row["realised"] == pytest.approx(faster / lighter)
+    training = rows(report, "training")
+    assert report["bucketed_over_dense"] == pytest.approx(
+        training["bucketed"]["images_per_second"] / training["dense"]["images_per_second"]
+    )
+
+
+def test_the_forced_mix_ran(report):
+    assert report["mix"] == [0.25, 0.25, 0.5]
+    for estimator in ("dense", "bucketed"):
+        assert rows(report, "training")[estimator]["chosen"] == COUNTS
+    stream = 12
+    assert rows(report, "inference")["routed"]["chosen"] == [stream * n for n in COUNTS]
+
+
+def test_padding(report):
+    training, inference = rows(report, "training"), rows(report, "inference")
+    # 6, 6 and 12 in multiples of 4; 72, 72 and 144 in queues of 24.
+    assert training["bucketed"]["padded"] == pytest.approx(1 - 24 / (8 + 8 + 12))
+    assert inference["routed"]["padded"] == 0
+    assert training["static"]["padded"] == training["dense"]["padded"] == 0
+
+
+def test_input_pipeline(report):
+    source = report["input"]
+    assert 0 < source["slowest"] <= source["images_per_second"] <= source["fastest"]
+
+
+def test_what_was_measured_is_on_record(report):
+    environment = report["environment"]
+    assert environment["jax"] == jax.__version__
+    assert (environment["device"], environment["devices"]) == ("cpu", 1)
+    assert environment["variables"]["XLA_FLAGS"] == FLAGS
+    assert report["config"]["model"]["classes"] == 2  # as the folder has
+    assert (report["batch_size"], report["repeats"]) == (BATCH, 3)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_text(report, repeated):
+    """Every case is a line under its group; PyTorch's column is there only if it ran."""
+    if repeated:
+        report = report | {"cases": [row | {"over_pytorch": 1.25} for row in report["cases"]]}
+    lines = benchmark.text(report).splitlines()
+    for group in ("training", "inference"):
+        header = next(i for i, line in enumerate(lines) if line.startswith(f"{group} "))
+        assert lines[header].endswith("over pytorch" if repeated else "compile s")
+        for line, row in zip(lines[header + 1:], rows(report, group).values(), strict=False):
+            assert line.split()[0] == row["name"]
+            assert f"{row['images_per_second']:.4g}" in line
+            assert line.endswith("1.25") == repeated
+    assert lines[-1].startswith("input pipeline: ")
+
+
+def test_text_says_why_the_input_pipeline_was_skipped(report):
+    text = benchmark.text(report | {"input": {"skipped": "there is no data"}})
+    assert text.splitlines()[-1] == "input pipeline: skipped, for there is no data"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--mix=0.5,x,0.5",), "--mix: expected numbers"),
+    (("--batch=0",), "--batch=0"),
+    (("--batch=24",), "config.model.classes: expected a number of classes"),
+])
+def test_command_line_errors(arguments, message):
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+# --- Errors before long work --------------------------------------------------------------------
+
+
+def run(mix=None, batch_size=8, with_torch=False, **overrides):
+    return benchmark.benchmark(tiny_config(overrides), mix, batch_size, with_torch, repeats=1)
+
+
+@pytest.mark.parametrize("mix", [[0.5, 0.5], [0.5, 0.3, 0.3], [1.5, -0.5, 0.0]])
+def test_bad_mix(mix):
+    with pytest.raises(UserError, match="mix: expected 3 shares"):
+        run(mix)
+
+
+def test_batch_that_does_not_split():
+    with pytest.raises(UserError, match=r"--batch: expected a multiple of the 8 devices.* 12"):
+        run(batch_size=12)
+
+
+def test_torch_of_another_network():
+    pytest.importorskip("torch")
+    with pytest.raises(UserError, match=r"one of residual, resnet18.*received 'tests.tiny:TinyNet"):
+        run(with_torch=True)
+
+
+def test_torch_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"--torch: expected PyTorch, but .*\(pip install torch\)"):
+        run(with_torch=True)
+
+
+# --- Parts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mix", "images", "counts"), [
+    ([1 / 3] * 3, 96, [32, 32, 32]),
+    ([0.3, 0.3, 0.4], 10, [3, 3, 4]),
+    ([1.0, 0.0, 0.0], 8, [8, 0, 0]),
+    ([0.333, 0.333, 0.333], 9, [3, 3, 3]),
+    ([0.05, 0.05, 0.9], 8, [0, 1, 7]),
+])
+def test_deal(mix, images, counts):
+    choice = deal(np.array(mix), images, seed=0)
+    assert choice.dtype == np.int32
+    assert np.bincount(choice, minlength=3).tolist() == counts
+    np.testing.assert_array_equal(choice, deal(np.array(mix), images, seed=0))
+
+
+def test_deal_is_dealt_at_random():
+    choice = deal(np.array([0.5, 0.5]), 64, seed=0)
+    assert 0 < choice[:32].sum() < 32
+    assert (choice != deal(np.array([0.5, 0.5]), 64, seed=1)).any()
+
+
+def forced_step(trainer, choice):
+    fields = {field.name: getattr(trainer.step, field.name) for field in fields_of(trainer.step)}
+    return ForcedStep(**fields, choice=np.array(choice, np.int32))
+
+
+def test_forced_step_is_a_finetuning_step_with_other_choices():
+    # The costs of a ResNet-50, which are beyond int32.
+    objective = Objective((4_089_184_256, 2_339_000_000, 1_057_000_000), 1e9, 0.2, 1.0)
+    trainer = Trainer(objective=objective)
+    trainer.step = forced_step(trainer, [2, 0, 2, 2, 1, 2, 2, 2])
+    before = trainer.state()
+    predictor = jax.tree.map(np.array, before.params["predictor"])
+    after, metrics = trainer.run(before, random_batch(8))
+    assert metrics["chosen"].tolist() == [1, 1, 6]
+    over = (4_089_184_256 + 2_339_000_000 + 6 * 1_057_000_000) / 8 - 1e9
+    assert metrics["regulariser"] / 8 == pytest.approx(0.2 * over / 3_032_184_256)
+    # Buckets of 1, 1 and 6, in multiples of 4; and the predictor ran, and learnt.
+    assert {"route", "bucket 16px x4", "bucket 12px x4", "bucket 8px x8"} < set(trainer.announced)
+    assert trainer.step.padded == 1 - 8 / (4 + 4 + 8)
+    moved = jax.tree.map(lambda a, b: np.any(a != b), predictor, after.params["predictor"])
+    assert moved["head"]["kernel"]
+
+
+def test_padding_follows_the_fullest_device():
+    # The first device holds 4 + 4 + 0 images, the second 0 + 3 + 5: sizes 4, 4 and 8 for both.
+    step = forced_step(Trainer(devices=2), [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2])
+    assert step.padded == 1 - 8 / (4 + 4 + 8)
+    # Never more than all of a device's images.
+    step = forced_step(Trainer(devices=2), [0, 0, 0, 0, 0, 0])
+    assert step.padded == 0
+
+
+class Clock:
+    """Stands in for `time`: it moves only when a case is called."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.calls = []
+
+    def perf_counter(self):
+        return self.now
+
+    def case(self, name, images, seconds):
+        """A case whose calls take `seconds`, one after the other; the last repeats."""
+        seconds = list(seconds)
+
+        def call():
+            self.calls.append(name)
+            self.now += seconds.pop(0) if len(seconds) > 1 else seconds[0]
+            return len(self.calls)
+
+        return Case(name, images, call)
+
+
+def test_turns_interleave_and_leave_the_compilation_out(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    # First call (compiles), second call (sizes the turn), then the turns.
+    a = clock.case("a", 10, [7.0, 1.0, 2.0, 4.0, 5.0])
+    b = clock.case("b", 6, [3.0, 1.0, 1.0, 1.0, 1.0])
+    found = measure([a, b], 3, lambda: clock.now)
+    assert "".join(clock.calls) == "ababababab"
+    assert found[0].rates == (5.0, 2.5, 2.0)
+    assert found[0].median == 2.5
+    assert found[1].rates == (6.0, 6.0, 6.0)
+    assert [timed.compile_seconds for timed in found] == [7.0, 3.0]
+    assert [timed.result for timed in found] == [9, 10]
+
+
+def test_short_calls_share_a_turn(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    found = measure([clock.case("a", 3, [timing.TURN / 8])], 2, lambda: 0.0)
+    assert len(clock.calls) == 2 + 2 * 8
+    assert found[0].rates == pytest.approx([3 * 8 / timing.TURN] * 2)
+
+
+def test_row():
+    """Twice the images per second at a third of the arithmetic: two thirds of it realised."""
+    def case(name, multiply_adds, padded, rates, result):
+        contestant = Contestant(name, 8, lambda: None, "training", multiply_adds, padded)
+        return contestant, Timing(rates, 1.5, result)
+
+    found = {
+        ("training", "static"): case("static", 300.0, 0.0, (9.0, 10.0, 14.0), {}),
+        ("training", "bucketed"): case(
+            "bucketed", 100.0, 0.2, (20.0, 30.0, 10.0), {"chosen": np.array([2.0, 6.0])}
+        ),
+        ("training", "pytorch"): case("pytorch", 300.0, 0.0, (8.0, 8.0, 8.0), 0.7),
+    }
+    assert benchmark._row(("training", "bucketed"), found) == {
+        "group": "training", "name": "bucketed", "images_per_second": 20.0, "slowest": 10.0,
+        "fastest": 30.0, "multiply_adds": 100.0, "over_static": 2.0,
+        "realised": pytest.approx(2 / 3), "padded": 0.2, "compile_seconds": 1.5,
+        "chosen": [2, 6], "over_pytorch": 2.5,
+    }
+
+
+def test_pytorch_cases():
+    torch = pytest.importorskip("torch")
+    config = tiny_config({
+        "model.classifier": "residual", "model.width": 2, "model.resolutions": (32,),
+        "predictor.resolution": 8,
+    })
+    costs = model_costs(config, config.model.classes)
+    threads = torch.get_num_threads()
+    try:
+        train, infer = benchmark_cases.pytorch(config, costs, random_batch(4, base=32))
+        losses = [train.call() for _ in range(10)]
+        classes = infer.call()
+    finally:
+        torch.set_num_threads(threads)
+    assert losses[-1] < 0.5 * losses[0]  # it trains
+    assert classes.shape == (4,)
+    assert (train.group, train.multiply_adds) == ("training", 3 * costs.classifier[0])
+    assert (infer.group, infer.multiply_adds) == ("inference", costs.classifier[0])

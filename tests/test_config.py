@@ -1,0 +1,193 @@
+"""The config files, and every way in which `parse` refuses one."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from drnet_jax.config import parse
+from drnet_jax.config_files import override
+from drnet_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def load(path=ROOT / "configs" / "default.py"):
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def default_with(key, value):
+    """The default config as plain dicts, with `value` at the dotted `key`."""
+    leaves = traverse_util.flatten_dict(load().to_dict(), sep=".")
+    return traverse_util.unflatten_dict(leaves | {key: value}, sep=".")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_resolved_config_is_golden(path, update_golden):
+    golden, text = GOLDEN / f"{path.stem}.json", parse(load(path)).to_json() + "\n"
+    if update_golden:
+        golden.write_text(text)
+    assert golden.exists(), "a new config: run pytest with --update-golden and commit the file"
+    assert text == golden.read_text(), "if it is meant, run pytest with --update-golden"
+
+
+def test_no_golden_file_is_left_over():
+    assert {path.stem for path in GOLDEN.iterdir()} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_survives_json(path):
+    config = parse(load(path))
+    assert parse(json.loads(config.to_json())) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_have_the_keys_and_types_of_the_default(path):
+    default = traverse_util.flatten_dict(load().to_dict())
+    found = traverse_util.flatten_dict(load(path).to_dict())
+    assert found.keys() == default.keys()
+    assert {key: type(value) for key, value in found.items()} == {
+        key: type(value) for key, value in default.items()
+    }
+
+
+def test_every_key_of_the_default_has_a_comment():
+    lines = (ROOT / "configs" / "default.py").read_text().splitlines()
+    leaves = [line for line in lines if re.match(r'\s+"\w+": [^{]', line)]
+    assert len(leaves) == len(traverse_util.flatten_dict(load().to_dict()))
+    assert [line for line in leaves if not re.search(r",  # \S", line)] == []
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    # A key nobody knows, a group that is none, a group in place of a value.
+    ("sed", 1, r"config: unknown key 'sed'; known are seed, batch_size"),
+    ("router.alpa", 1.0, r"config\.router: unknown key 'alpa'"),
+    ("router", 3, r"config\.router: expected a group of keys, received 3"),
+    ("seed", {"a": 1}, r"config\.seed: expected int"),
+    # The wrong type.
+    ("seed", "0", r"config\.seed: expected int, received '0' \(str\)"),
+    ("seed", True, r"config\.seed: expected int, received True \(bool\)"),
+    ("seed", 1.0, r"config\.seed: expected int, received 1\.0 \(float\)"),
+    ("router.eta", False, r"config\.router\.eta: expected float, received False"),
+    ("router.eta", None, r"config\.router\.eta: expected float, received None"),
+    ("data.name", 3, r"config\.data\.name: expected str"),
+    ("model.resolution_aware_norm", 1, r"model\.resolution_aware_norm: expected bool"),
+    ("model.resolutions", 224, r"config\.model\.resolutions: expected a tuple, received 224"),
+    ("model.resolutions", (224, 112.0), r"config\.model\.resolutions: expected int"),
+])
+def test_malformed_config(key, value, message):
+    leaves = traverse_util.flatten_dict(load().to_dict(), sep=".")
+    leaves = {k: v for k, v in leaves.items() if not k.startswith(key + ".")}
+    with pytest.raises(UserError, match=message):
+        parse(traverse_util.unflatten_dict(leaves | {key: value}, sep="."))
+
+
+IMPOSSIBLE = [
+    ("seed", -1), ("seed", 2**32),
+    ("batch_size", 0), ("bucket_multiple", 0), ("log_every", 0),
+    ("data.name", ""),
+    ("data.crop_area", (0.0, 1.0)), ("data.crop_area", (0.5, 0.2)), ("data.crop_area", (0.5, 1.1)),
+    ("data.crop_area", (0.5,)), ("data.crop_ratio", (-1.0, 1.0)), ("data.crop_ratio", (2.0, 1.0)),
+    ("data.workers", -1), ("data.threads", 0),
+    ("model.width", 0), ("model.classes", -1), ("model.classes", 1),
+    ("model.resolutions", ()), ("model.resolutions", (112, 224)),
+    ("model.resolutions", (224, 224)), ("model.resolutions", (224, 7)),
+    ("model.resolutions", tuple(range(224, 215, -1))), ("model.dtype", "float16"),
+    ("predictor.width", 0), ("predictor.resolution", 7), ("predictor.resolution", 225),
+    ("router.estimator", "soft"), ("router.temperature", 0), ("router.alpha", 0),
+    ("router.eta", -0.1), ("router.predictor_rate", 0),
+    ("optimizer.momentum", 1), ("optimizer.momentum", -0.1), ("optimizer.weight_decay", -1e-4),
+    ("optimizer.clip_norm", -1),
+    *((f"{stage}.{key}", value) for stage in ("pretrain", "finetune") for key, value in (
+        ("epochs", -1), ("learning_rate", 0), ("warmup_epochs", -1), ("decay_epochs", 0),
+        ("decay_factor", 0), ("decay_factor", 1.1))),
+    ("finetune.init_from", "elsewhere"),  # and stage 1 here as well
+    ("evaluation.batch_size", 0), ("evaluation.every_epochs", 0),
+    ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)
+def test_impossible_value(key, value):
+    with pytest.raises(UserError) as raised:
+        parse(default_with(key, value))
+    # The message names the key and says what was expected and what was received.
+    pattern = rf"config\.{re.escape(key)}: expected .+, received .+"
+    assert re.fullmatch(pattern, str(raised.value))
+
+
+@pytest.mark.parametrize("key", ["router.alpha", "router.eta", "optimizer.weight_decay",
+                                 "pretrain.learning_rate", "finetune.decay_epochs"])
+def test_nan_is_impossible(key):
+    with pytest.raises(UserError, match=re.escape(f"config.{key}: expected")):
+        parse(default_with(key, float("nan")))
+
+
+def test_a_run_needs_a_stage():
+    leaves = traverse_util.flatten_dict(load().to_dict(), sep=".")
+    leaves |= {"pretrain.epochs": 0, "finetune.epochs": 0}
+    with pytest.raises(UserError, match="at least one stage"):
+        parse(traverse_util.unflatten_dict(leaves, sep="."))
+
+
+# Keys that came after checkpoints were written, and what those were trained with.
+LATER = {"optimizer.clip_norm": 0.0}
+FIRST = sorted(traverse_util.flatten_dict(load().to_dict(), sep=".").keys() - LATER)
+
+
+def test_an_older_config_lacks_later_keys():
+    leaves = traverse_util.flatten_dict(load().to_dict(), sep=".", keep_empty_nodes=True)
+    older = {key: value for key, value in leaves.items() if key not in LATER}
+    assert parse(traverse_util.unflatten_dict(older, sep=".")) == parse(
+        traverse_util.unflatten_dict(leaves | LATER, sep=".")
+    )
+
+
+@pytest.mark.parametrize("key", FIRST)
+def test_missing_key(key):
+    leaves = traverse_util.flatten_dict(load().to_dict(), sep=".", keep_empty_nodes=True)
+    del leaves[key]
+    with pytest.raises(UserError, match=rf"key '{key.rpartition('.')[2]}' is missing"):
+        parse(traverse_util.unflatten_dict(leaves, sep="."))
+
+
+def test_an_integer_will_do_for_a_float():
+    alpha = parse(default_with("router.alpha", 3)).router.alpha
+    assert (alpha, type(alpha)) == (3.0, float)
+
+
+def test_override_by_router_key_and_by_path():
+    config = override(
+        load(), "alpha=2,estimator=dense,seed=1,model.resolutions=(224,112),data.dir=/a"
+    )
+    assert (config.router.alpha, config.router.estimator) == (2.0, "dense")
+    assert (config.seed, config.model.resolutions, config.data.dir) == (1, (224, 112), "/a")
+
+
+def test_override_by_nothing():
+    assert override(load(), "") == load()
+
+
+@pytest.mark.parametrize(("argument", "message"), [
+    ("alpha", "expected key=value,..., received 'alpha'"),
+    ("alpha=1,", "expected key=value,..., received ''"),
+    ("alpa=1", "unknown key 'alpa'; expected one of alpha, "),
+    ("model.alpha=1", "unknown key 'model.alpha'"),
+    ("seed.deep=1", "unknown key 'seed.deep'"),
+    ("model=1", "'model' is a group"),
+    ("alpha=x", "alpha expects float, received 'x'"),
+    ("seed=1.5", "seed expects int, received '1.5'"),
+])
+def test_override_errors(argument, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        override(load(), argument)
+
+
+def test_parse_takes_a_locked_config_dict():
+    assert parse(ConfigDict(load()).lock()) == parse(load().to_dict())

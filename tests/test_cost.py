@@ -1,0 +1,294 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from drnet_jax import config_files
+from drnet_jax.config import parse
+from drnet_jax.cost import Costs, Parameters, model_costs
+from drnet_jax.counting import Layer, layer_costs, multiply_adds, parameters, variable_shapes
+from drnet_jax.errors import UserError
+from drnet_jax.models.layers import conv
+from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
+
+ROOT = Path(__file__).parent.parent
+IMAGENET = ROOT / "configs" / "imagenet_resnet50.py"
+
+
+def imagenet(**model):
+    values = config_files.default_beside(str(IMAGENET))
+    values.model.update(model)
+    return parse(values)
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    return model_costs(imagenet(), 1000)
+
+
+PREDICTOR = 4_907_331
+
+
+# Counts of torchvision's models; G and M, the latter with the predictor, as the paper prints them.
+@pytest.mark.parametrize(("network", "count", "exact", "printed_g", "printed_m"), [
+    (ResNet18, 11_689_512, 1_814_073_344, 1.8, None),
+    (ResNet50, 25_557_032, 4_089_184_256, 4.1, 30.5),
+    (ResNet101, 44_549_160, 7_801_405_440, 7.8, 49.4),
+])
+def test_resnets_match_published_counts(network, count, exact, printed_g, printed_m):
+    layers = layer_costs(network(classes=1000), 224)
+    assert parameters(layers) == count
+    assert multiply_adds(layers) == exact
+    assert round(exact / 1e9, 1) == printed_g
+    # The paper adds what it has rounded: 44.5 + 4.9, though 44.549 + 4.907 is 49.456.
+    if printed_m:
+        assert round(count / 1e6, 1) + round(PREDICTOR / 1e6, 1) == pytest.approx(printed_m)
+
+
+def test_predictor_matches_the_paper():
+    layers = layer_costs(ResNet10(classes=3), 128)
+    assert parameters(layers) == PREDICTOR
+    assert multiply_adds(layers) == 290_194_944  # "about 300 million"
+
+
+def test_whole_model(resnet50):
+    assert resnet50.resolutions == (224, 168, 112)
+    assert resnet50.classifier == (4_089_184_256, 2_503_027_712, 1_077_899_264)
+    assert resnet50.predictor == 290_194_944
+    # 53 norms with 26,560 channels in all, a scale and a bias each, for two more resolutions.
+    assert resnet50.parameters == Parameters(25_557_032, PREDICTOR, 2 * 2 * 26_560)
+    assert resnet50.parameters.total == 30_570_603
+
+
+def test_shared_norms_add_no_parameters():
+    small = imagenet(classifier="resnet18", resolutions=(128, 64), resolution_aware_norm=False)
+    assert model_costs(small, 10).parameters.extra_norms == 0
+
+
+def test_random_choice_costs_what_the_paper_says(resnet50):
+    # Table 5: drawing one of 224, 168 and 112 at random costs 2.6 G, without a predictor.
+    assert round(resnet50.mean([1 / 3] * 3, with_predictor=False) / 1e9, 1) == 2.6
+
+
+@pytest.mark.parametrize(("alpha", "printed"), [(2.0, 2.3), (2.5, 2.8), (3.0, 3.3)])
+def test_alpha_leaves_the_predictor_out(resnet50, alpha, printed):
+    # Table 2: a model whose classifier meets alpha has these costs, predictor included.
+    large, _, small = (cost / 1e9 for cost in resnet50.classifier)
+    share = (alpha - small) / (large - small)
+    mix = [share, 0, 1 - share]
+    assert resnet50.mean(mix, with_predictor=False) / 1e9 == pytest.approx(alpha)
+    assert round(resnet50.mean(mix, with_predictor=True) / 1e9, 1) == printed
+
+
+COSTS = Costs((32, 16), (1000, 200), 50, Parameters(1, 1, 1))
+
+
+def test_mean_by_hand():
+    assert COSTS.mean([0.25, 0.75], with_predictor=False) == 400
+    assert COSTS.mean([0.25, 0.75], with_predictor=True) == 450
+    # Shares rounded to three digits still weigh as a whole.
+    assert COSTS.mean([0.9995, 0], with_predictor=False) == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("mix", [
+    [], [1], [0.5, 0.25, 0.25], [1.5, -0.5], [0.5, 0.49], [0.5, 0.51], [float("nan"), 1],
+])
+def test_mean_refuses_a_bad_mix(mix):
+    with pytest.raises(UserError, match=r"mix: expected 2 shares.*\(32, 16\)"):
+        COSTS.mean(mix, with_predictor=False)
+
+
+class Tiny(nn.Module):
+    """Of everything that can be counted, one."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3), strides=2, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        x = nn.Conv(8, (1, 3), feature_group_count=2, use_bias=False, name="grouped")(x)
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.remat(nn.Dense)(5, use_bias=False, name="pixelwise")(x)
+        x = x + self.param("offset", nn.initializers.zeros, (5,))
+        return nn.DenseGeneral((2, 3), axis=(-3, -2, -1), name="head")(x)
+
+
+def test_tiny_network_by_hand():
+    assert layer_costs(Tiny(), 8) == (
+        Layer("", "Tiny", (2, 3), 5, 0),
+        Layer("conv", "Conv", (4, 4, 4), 3 * 3 * 3 * 4 + 4, (4 * 4 * 4) * (3 * 3) * 3),
+        Layer("norm", "BatchNorm", (4, 4, 4), 4 + 4, 0),
+        Layer("grouped", "Conv", (4, 4, 8), 3 * 2 * 8, (4 * 4 * 8) * (1 * 3) * (4 // 2)),
+        Layer("pixelwise", "Dense", (2, 2, 5), 8 * 5, (2 * 2 * 5) * 8),
+        Layer("head", "DenseGeneral", (2, 3), 20 * 6 + 6, 6 * 20),
+    )
+
+
+class Scanned(nn.Module):
+    """Three dense layers as one scan, and a matrix product that is nobody's layer."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = x.reshape(1, 12)
+        layers = nn.scan(
+            lambda dense, x, _: (dense(x), None),
+            variable_axes={"params": 0}, split_rngs={"params": True}, length=3,
+        )
+        x, _ = layers(nn.Dense(12, use_bias=False, name="stack"), x, None)
+        return jnp.einsum("bi,bj->ij", x, x)
+
+
+def test_scanned_and_bare_products_are_counted():
+    assert [(layer.path, layer.parameters, layer.multiply_adds)
+            for layer in layer_costs(Scanned(), 2)] == [
+        ("", 0, 12 * 12), ("stack", 3 * 12 * 12, 3 * 12 * 12),
+    ]
+
+
+class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        dense = nn.Dense(3, use_bias=False, name="dense")
+        return dense(dense(x))
+
+
+def test_a_layer_called_twice_costs_twice_and_is_held_once():
+    assert layer_costs(Twice(), 2) == (Layer("dense", "Dense", (2, 2, 3), 9, 2 * 4 * 9),)
+
+
+class EarlyExit(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return jax.lax.cond(x.sum() > 0, lambda x: jnp.einsum("bhwc,bhwc->b", x, x),
+                            lambda x: x[:, 0, 0, 0], x)
+
+
+def test_products_that_depend_on_data_are_refused():
+    with pytest.raises(UserError, match="inside a 'cond'"):
+        layer_costs(EarlyExit(), 4)
+
+
+def xla_count(function, *shapes):
+    """XLA's own count of floating-point operations, two to a multiply-add."""
+    found = jax.jit(function).lower(*shapes).cost_analysis()
+    return (found[0] if isinstance(found, list) else found)["flops"]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "channels", "features"), [
+    (9, 3, 2, 3, 4), (8, 3, 2, 3, 4), (8, 3, 1, 4, 4), (16, 7, 2, 3, 5), (9, 7, 1, 2, 2),
+    (7, 1, 2, 4, 6),
+])
+def test_convolution_matches_xla_but_for_taps_on_padding(size, kernel, stride, channels, features):
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = x[..., :1].repeat(channels, -1)
+            shape = (kernel, kernel, channels, features)
+            return conv(x, self.param("kernel", nn.initializers.zeros, shape), stride)
+
+    pad = (kernel - 1) // 2
+    outputs = np.arange(0, size + 2 * pad - kernel + 1, stride)[:, None]
+    taps = outputs - pad + np.arange(kernel)
+    inside = np.sum((taps >= 0) & (taps < size)) ** 2
+
+    # XLA leaves out the taps on padding, and nothing else differs.
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    weights = jax.ShapeDtypeStruct((kernel, kernel, channels, features), jnp.float32)
+    counted = xla_count(lambda x, w: conv(x, w, stride), image, weights)
+    assert counted == 2 * inside * channels * features
+    assert multiply_adds(layer_costs(One(), size)) == (
+        (len(outputs) * kernel) ** 2 * channels * features
+    )
+
+
+class Unpadded(nn.Module):
+    """Products and nothing else, so that XLA has nothing to add and nothing to leave out."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (5, 3), 2, padding="VALID", use_bias=False)(x)
+        x = nn.Conv(16, (3, 3), padding="VALID", feature_group_count=4, use_bias=False)(x)
+        return nn.Dense(10, use_bias=False)(x.reshape(1, -1))
+
+
+def test_network_without_padding_matches_xla_exactly():
+    network, image = Unpadded(), jax.ShapeDtypeStruct((1, 17, 17, 3), jnp.float32)
+    counted = xla_count(
+        lambda v, x: network.apply(v, x, False), variable_shapes(network, 17), image
+    )
+    assert counted == 2 * multiply_adds(layer_costs(network, 17))
+
+
+def test_resnet50_is_within_four_percent_of_xla():
+    # XLA leaves out taps on padding (-3.4 %) and adds norms, ReLU and pooling (+0.5 %).
+    network, image = ResNet50(classes=1000), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    counted = xla_count(
+        lambda v, x: network.apply(v, x, False), variable_shapes(network, 224), image
+    )
+    assert 0.96 < counted / (2 * multiply_adds(layer_costs(network, 224))) < 1
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "drnet_jax.cost", *arguments], cwd=cwd, text=True,
+        capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_command_line_prints_the_papers_numbers(tmp_path):
+    done = run("--config", str(IMAGENET), "--mix", "0.2,0.3,0.5", "--layers", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "224 4.09 G 1.000" in lines
+    assert "predictor 290 M 0.071" in lines
+    assert "classifier, one set of norms 25,557,032 25.6 M" in lines
+    assert "both, as the paper counts 30,464,363 30.5 M" in lines
+    assert "norms of the other resolutions 106,240 106 k" in lines
+    # 0.2 x 4.089 + 0.3 x 2.503 + 0.5 x 1.078 = 2.108, and the predictor's 0.290.
+    assert "classifier (compare with alpha) 2.11 G 0.515" in lines
+    assert "with the predictor 2.40 G 0.586" in lines
+    assert "head Dense 1000 2,049,000 2,048,000 2,048,000 2,048,000" in lines
+    assert "Multiply-adds are not time" in done.stdout
+
+
+def test_command_line_json_with_classes_from_the_data_set(tmp_path):
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "empty.jpg").touch()
+    done = run(f"--config={IMAGENET}:model.classifier=resnet18,model.classes=0", "--json",
+               "--config.model.resolutions=(64,32)", "--config.predictor.resolution=32",
+               "--config.data.name=folder", "--config.data.dir=.", "--config.data.val_split=val",
+               "--mix=1,0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    layers = found["layers"]["classifier"]
+    assert list(layers) == ["64", "32"]
+    for size, listed in layers.items():
+        assert sum(layer["multiply_adds"] for layer in listed) == (
+            found["multiply_adds"]["classifier"][size]
+        )
+        assert sum(layer["parameters"] for layer in listed) == 11_689_512 - 998 * 513
+    assert found["mean"]["classifier"] == found["multiply_adds"]["classifier"]["64"]
+    assert found["parameters"]["total"] == sum(
+        found["parameters"][name] for name in ("classifier", "predictor", "extra_norms")
+    )
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--mix=0.2,0.8",), "error: mix: expected 3 shares"),
+    (("--mix=a,b,c",), "error: --mix: expected numbers"),
+    (("--config.model.classes=0", "--config.data.dir=absent"),
+     "error: config.model.classes: expected a number"),
+])
+def test_command_line_errors(tmp_path, arguments, message):
+    done = run("--config", str(IMAGENET), *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not done.stdout

@@ -1,0 +1,227 @@
+"""Both stages, a kill at three moments, evaluation from the directory alone, and bad input."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from drnet_jax.checkpoint import Checkpoints, open_existing
+from drnet_jax.errors import UserError
+from drnet_jax.mesh import data_mesh
+from drnet_jax.train.state import TrainState
+from tests import commands
+from tests.tiny import assert_equal
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return commands.make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    status, _, err = commands.run(*commands.arguments(images, workdir))
+    assert status == 0, err
+    return workdir
+
+
+def lines(workdir):
+    path = workdir / "metrics.jsonl"
+    whole = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in whole if line.endswith("}")]
+
+
+def final_parameters(workdir):
+    checkpoints = open_existing(str(workdir))
+    model = checkpoints.restore_model(checkpoints.latest(), data_mesh(jax.devices()[:1]))
+    checkpoints.close()
+    return model
+
+
+def kill_when(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    assert json.loads((finished / "config.json").read_text())["seed"] == 3
+    assert list((finished / "tensorboard").glob("events*"))
+    programs = [line["program"] for line in lines(finished) if line["kind"] == "compile"]
+    assert {"begin", "route", "bucket 32px x8"} <= set(programs)
+    steps = [line["step"] for line in lines(finished) if line["kind"] == "train"]
+    assert steps == list(range(1, 37))
+    last = [line for line in lines(finished) if line["kind"] == "train"][-1]
+    assert last["stage"] == "finetune"
+    np.testing.assert_allclose(sum(last["mix"].values()), 1, rtol=1e-6)
+    assert {"loss", "accuracy", "cost", "entropy", "images_per_second", "data_wait"} <= last.keys()
+    checkpoints = open_existing(str(finished))
+    # The latest three, the best (one of them or not) and the end of stage 1.
+    assert {18, 32, 35, 36} - {35} <= set(checkpoints.steps())
+    assert checkpoints.best() in checkpoints.steps()
+    meta = checkpoints.meta(36)
+    assert (meta.stage, meta.stage_end) == ("finetune", True)
+    assert meta.classes == ("class0", "class1", "class2")
+    assert meta.to_json()["preprocessing"]["resize"] == 37
+    assert checkpoints.meta(18).stage == "pretrain"
+    checkpoints.close()
+
+
+def test_killed_three_times_a_run_ends_with_the_same_parameters(images, finished, tmp_path):
+    command = commands.arguments(images, tmp_path)
+
+    def reached(step):
+        return lambda: any(line["step"] >= step for line in lines(tmp_path))
+
+    kill_when(commands.start(*command), reached(6))  # in stage 1, after its first checkpoint
+    half_written = "checkpoints/*orbax-checkpoint-tmp*"
+    kill_when(  # while a checkpoint is being written
+        commands.start(*command), lambda: list(tmp_path.glob(half_written)) and reached(11)()
+    )
+    kill_when(commands.start(*command), reached(26))  # in stage 2
+    status, out, err = commands.run(*command)
+    assert status == 0, err
+    assert "going on from step" in out
+    assert_equal(final_parameters(tmp_path), final_parameters(finished))
+    # The record has no gap and no repetition either.
+    steps = [line["step"] for line in lines(tmp_path) if line["kind"] == "train"]
+    assert steps == list(range(1, 37))
+
+
+def test_evaluation_needs_nothing_but_the_workdir(finished):
+    status, out, err = commands.run("--mode", "eval", "--workdir", str(finished))
+    assert status == 0, err
+    report = json.loads((finished / "eval.json").read_text())
+    assert report["images"] == 15
+    names = [policy["name"] for policy in report["policies"]]
+    assert names == ["fixed 32", "fixed 24", "fixed 16", "routed", "random", "oracle"]
+    assert all(name in out for name in names)
+    by_name = dict(zip(names, report["policies"], strict=True))
+    assert by_name["random"]["mix"] == by_name["routed"]["mix"]
+    assert by_name["oracle"]["top1"] >= max(by_name[name]["top1"] for name in names[:5])
+    assert all(policy["images_per_second"] > 0 for policy in report["policies"])
+    # In training the last validation was of the same parameters.
+    last = [line for line in lines(finished) if line["kind"] == "validation"][-1]
+    assert by_name["routed"]["top1"] == last["top1"]
+    np.testing.assert_allclose(by_name["routed"]["multiply_adds"], last["cost"])
+    assert (finished / "routing.png").stat().st_size > 0
+
+
+def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
+    status, out, err = commands.run(
+        *commands.arguments(images, tmp_path, {
+            "pretrain.epochs": 0, "finetune.epochs": 1, "finetune.init_from": str(finished),
+            "router.estimator": "dense", "predictor.width": 2,
+        }),
+        devices=2,
+    )
+    assert status == 0, err
+    assert "compiled dense" in out
+    # Its first step is taken with the classifier of the other run's stage 1.
+    checkpoints = open_existing(str(tmp_path))
+    assert checkpoints.meta(checkpoints.latest()).stage == "finetune"
+    checkpoints.close()
+
+
+def test_two_processes_train_and_evaluate_together(images, tmp_path):
+    command = commands.arguments(images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1})
+    with commands.socket_port() as port:
+        address = f"localhost:{port}"
+
+    def both(*flags):
+        processes = [
+            commands.start(
+                *flags, "--distributed", JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(index),
+            )
+            for index in range(2)
+        ]
+        for process in processes:
+            _, err = process.communicate(timeout=200)
+            assert process.returncode == 0, err
+
+    both(*command)
+    both("--mode", "eval", "--workdir", str(tmp_path))
+    assert json.loads((tmp_path / "eval.json").read_text())["images"] == 15
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"router.tau": 2}, "unknown key"),
+    ({"batch_size": "many"}, "batch_size"),
+    ({"model.resolutions": (16, 32)}, "largest first"),
+    ({"data.dir": "/nowhere/at/all"}, "/nowhere/at/all"),
+    ({"data.name": "no_such_set"}, "no_such_set"),
+    ({"model.classes": 7}, "expected 3"),
+    ({"batch_size": 1000}, "48 training images"),
+    ({"predictor.name": "no_module:Net"}, "no_module"),
+])
+def test_bad_input_is_told_before_anything_starts(images, tmp_path, overrides, message):
+    status, out, err = commands.run(*commands.arguments(images, tmp_path / "run", overrides))
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert "compiled" not in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    images = commands.make_images(tmp_path / "images", train=4, val=2)
+    (images / "val" / "class0" / "0.png").write_bytes(b"not an image")
+    command = commands.arguments(images, tmp_path / "run", {"batch_size": 4})
+    status, out, err = commands.run(*command)
+    assert status == 2
+    assert "class0/0.png" in err
+    assert "compiled" not in out
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"model.resolutions": (32, 16)}, "model.resolutions: (32, 24, 16) in the checkpoint"),
+    ({"model.width": 8}, "model.width: 4 in the checkpoint, 8 here"),
+    ({"predictor.width": 8}, "predictor.width"),
+])
+def test_a_checkpoint_of_other_networks_is_refused(images, finished, overrides, message):
+    status, out, err = commands.run(*commands.arguments(images, finished, overrides))
+    assert status == 2
+    assert message in err
+    assert "compiled" not in out
+
+
+def test_evaluation_without_a_checkpoint_says_so(tmp_path):
+    status, _, err = commands.run("--mode", "eval", "--workdir", str(tmp_path))
+    assert status == 2
+    assert "train first" in err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):
+    status, _, err = commands.run(*commands.arguments(
+        images, tmp_path, {"pretrain.learning_rate": 1e30, "pretrain.warmup_epochs": 0},
+    ))
+    assert status == 2
+    assert "the loss of step" in err
+    assert "class" in err and ".png" in err
+    assert "last good checkpoint" in err
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(finished, monkeypatch):
+    checkpoints = Checkpoints(str(finished), keep=3)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    meta = checkpoints.meta(36)
+    params, batch_stats = checkpoints.restore_model(36, data_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match=r"No space left.*Whole checkpoints: .*36"):
+        checkpoints.save(TrainState(np.int32(0), params, batch_stats, ()), None, meta)
+    checkpoints.close()
+    final_parameters(finished)

@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from drnet_jax import images
+
+RANDOM = np.random.default_rng(0)
+PHOTO = np.asarray(  # smooth, with some noise on top
+    Image.fromarray(RANDOM.integers(0, 256, (7, 7, 3), np.uint8)).resize((224, 224)), np.int16)
+PHOTO = np.clip(PHOTO + RANDOM.normal(0, 20, PHOTO.shape), 0, 255).astype(np.uint8)
+NOISE = RANDOM.integers(0, 256, (224, 224, 3), np.uint8)  # the hardest case for a resize
+
+
+def pillow(image, size):
+    """Antialiased bilinear by Pillow in float, channel by channel (its RGB rounds to uint8)."""
+    channels = [
+        np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize(
+            (size, size), Image.Resampling.BILINEAR))
+        for c in range(3)
+    ]
+    return np.stack(channels, -1)
+
+
+@pytest.mark.parametrize("size", [168, 128, 112, 96])
+def test_resize_is_pillows_antialiased_bilinear(size):
+    batch = np.stack([PHOTO, NOISE])
+    found = np.asarray(jax.jit(images.resize, static_argnums=1)(batch.astype(np.float32), size))
+    assert found.shape == (2, size, size, 3)
+    for image, resized in zip(batch, found, strict=True):
+        np.testing.assert_allclose(resized, pillow(image, size), atol=5e-3)
+        # What a user sees of Pillow, which rounds after each of its two passes.
+        rounded = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(resized - rounded).max() < 1.05
+        assert np.abs(resized - rounded).mean() < 0.4
+
+
+def test_resize_to_the_same_size_changes_no_bit():
+    batch = np.stack([PHOTO, NOISE])
+    np.testing.assert_array_equal(images.resize(jnp.asarray(batch), 224), batch)
+    np.testing.assert_array_equal(images.view(batch, 224), images.normalise(batch))
+
+
+def test_normalise_by_hand():
+    batch = np.array([[[[0, 0, 0], [255, 255, 255]]]], np.uint8)
+    found = images.normalise(batch)
+    assert found.dtype == jnp.float32
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(found[0, 0], [-mean / deviation, (1 - mean) / deviation], rtol=1e-5)
+
+
+def test_view_is_the_normalised_resize():
+    found = images.view(NOISE[None], 96)[0]
+    assert found.dtype == jnp.float32
+    expected = (pillow(NOISE, 96) - images.MEAN) / images.DEVIATION
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -1,0 +1,180 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from drnet_jax.config import Model, Predictor
+from drnet_jax.errors import UserError
+from drnet_jax.models import NETWORKS, build_classifier, build_predictor
+from drnet_jax.models.norm import MOMENTS
+
+MODEL = Model(classifier="resnet18", width=8, classes=0, resolutions=(64, 48, 32),
+              resolution_aware_norm=True, dtype="float32")
+
+
+def draw(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def shapes_of(net):
+    """Shapes and dtypes of the variables: nothing is allocated and nothing compiled."""
+    def init():
+        return net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False)
+
+    return jax.eval_shape(init)
+
+
+def random_variables(net, seed=0):
+    """Variables in which no scale, bias or statistic has the value it is initialised to."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            gain = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return (gain * rng.normal(size=leaf.shape)).astype("f4")
+        low, high = {"scale": (0.5, 1.0), "var": (0.5, 2.0)}.get(kind, (-0.2, 0.2))
+        return rng.uniform(low, high, leaf.shape).astype("f4")
+
+    return jax.tree.map_with_path(fill, shapes_of(net))
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize(("name", "count"), [
+    ("resnet18", 11_689_512), ("resnet50", 25_557_032), ("resnet101", 44_549_160)])
+def test_parameter_counts_are_the_published_ones(name, count):
+    net = build_classifier(dataclasses.replace(MODEL, classifier=name, width=64), 1000)
+    assert parameter_count(net) == count
+
+
+def test_parameter_count_of_the_predictor():
+    net = build_predictor(Predictor(name="residual", width=64, resolution=128), 3, "float32")
+    assert parameter_count(net) == 4_907_331
+
+
+def test_every_network_has_its_count_pinned():
+    assert set(NETWORKS) == {"resnet18", "resnet50", "resnet101", "residual"}
+
+
+def parameter_count(net):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes_of(net)["params"]))
+
+
+# By batch statistics where True, by running ones where False.
+@pytest.mark.parametrize(("name", "size", "train"), [
+    ("resnet18", 224, True), ("resnet18", 112, False), ("resnet18", 75, True),
+    ("resnet50", 224, True), ("resnet50", 112, False), ("resnet50", 75, True),
+    ("resnet101", 112, False)])
+def test_logits_equal_pytorch(name, size, train):
+    pytest.importorskip("torch")
+    from tests.torch_reference import to_torch, torch_twin
+
+    net = build_classifier(dataclasses.replace(MODEL, classifier=name), 10)
+    variables, images = random_variables(net), draw((4, size, size, 3))
+    apply = jax.jit(functools.partial(net.apply, train=train, mutable=[MOMENTS]))
+    logits, _ = apply(variables, images)
+    twin = torch_twin(variables, name, 10, MODEL.width).train(train)
+    expected = twin(to_torch(images)).detach().numpy()
+    assert expected.std() > 0.1
+    # Of 101 layers and the statistics of four images, both err by more: the twin in float64 is
+    # 4e-4 from PyTorch's float32 and 8e-4 from ours.
+    tolerance = 5e-4 if name == "resnet101" and train else 1e-4
+    scale = abs(expected).max()
+    np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("size", [32, 45])
+def test_gradients_equal_pytorch(size):
+    torch = pytest.importorskip("torch")
+    from tests.torch_reference import to_state_dict, to_torch, torch_twin
+
+    net = build_classifier(dataclasses.replace(MODEL, classifier="residual"), 10)
+    variables, images, labels = random_variables(net), draw((6, size, size, 3)), np.arange(6)
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            logits, _ = net.apply(variables | {"params": params}, images, True, mutable=[MOMENTS])
+            return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(6), labels])
+
+        return jax.grad(loss)(params)
+
+    twin = torch_twin(variables, "residual", 10, MODEL.width)
+    torch.nn.functional.cross_entropy(twin(to_torch(images)), torch.from_numpy(labels)).backward()
+    found = to_state_dict(gradients(variables["params"]))
+    for name, parameter in twin.named_parameters():
+        expected = parameter.grad.numpy()
+        tolerance = 1e-4 * abs(expected).max()
+        np.testing.assert_allclose(found.pop(name), expected, 1e-3, tolerance, err_msg=name)
+    assert not found
+
+
+def test_padded_rows_change_neither_logits_nor_gradients_nor_moments():
+    net = build_classifier(dataclasses.replace(MODEL, classifier="residual"), 5)
+    variables, images, labels = random_variables(net), draw((4, 32, 32, 3)), np.array([0, 1, 2, 3])
+
+    mask = jnp.array([True, True, True, False])
+
+    @jax.jit
+    def run(images):
+        def loss(params):
+            logits, state = net.apply(
+                variables | {"params": params}, images, True, mask, mutable=[MOMENTS])
+            entropies = -jax.nn.log_softmax(logits)[jnp.arange(4), labels]
+            return jnp.sum(jnp.where(mask, entropies, 0)), (logits[:3], state)
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    clean = run(images)
+    images[3] = 1e4
+    jax.tree.map(np.testing.assert_array_equal, run(images), clean)
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_statistics_and_logits_high():
+    net = build_classifier(dataclasses.replace(MODEL, classifier="residual", dtype="bfloat16"), 5)
+    apply = functools.partial(net.apply, train=True, mutable=[MOMENTS, "intermediates"],
+                              capture_intermediates=True)
+    logits, state = jax.eval_shape(apply, shapes_of(net), jnp.zeros((2, 32, 32, 3)))
+    kept = (shapes_of(net), logits, state[MOMENTS])
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    inner = {name: value for name, value in state["intermediates"].items()
+             if name not in ("__call__", "head")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype("bfloat16")}
+
+
+# --- names ---
+
+
+def linear(width, classes, norm, dtype):
+    """A user's own network, as `tests.test_models:linear` names it."""
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, mask=None):
+            x = norm(dtype=dtype)(x, train, mask)
+            return nn.Dense(classes)(jnp.mean(nn.Dense(width)(x), (1, 2)))
+
+    return Linear()
+
+
+def test_a_network_of_ones_own_is_found_by_its_address():
+    model = dataclasses.replace(MODEL, classifier="tests.test_models:linear")
+    net = build_classifier(model, 7)
+    logits, _ = jax.eval_shape(lambda: net.init_with_output(
+        jax.random.key(0), jnp.zeros((2, 8, 8, 3)), False))
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [
+    "resnet19", "no_such_package:net", "drnet_jax.models:no_such_network", ":", ""])
+def test_an_unknown_network_is_named_in_the_message(name):
+    with pytest.raises(UserError, match=r"model\.classifier: expected one of .*resnet50") as error:
+        build_classifier(dataclasses.replace(MODEL, classifier=name), 10)
+    assert repr(name) in str(error.value)
+    with pytest.raises(UserError, match=r"predictor\.name"):
+        build_predictor(Predictor(name=name, width=8, resolution=32), 3, "float32")

@@ -1,0 +1,269 @@
+"""What is declared against what is used, and the launchers, in copies with stand-in programs."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import drnet_jax
+
+ROOT = Path(__file__).parent.parent
+LAUNCHERS = sorted(path for path in ROOT.glob("launch/*.sh") if path.name != "env.sh")
+SCRIPTS = [*LAUNCHERS, ROOT / "launch/env.sh", ROOT / ".ci/run"]
+
+# The one module with an optional dependency, the extra `torch`.
+TORCH_MODULE = "drnet_jax.torch_baseline"
+
+IMPORT_EVERYTHING = f"""
+import importlib, pkgutil, sys
+
+class NoTensorFlow:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise AssertionError("tensorflow is being imported")  # no `except ImportError` hides it
+
+sys.meta_path.insert(0, NoTensorFlow())
+
+import drnet_jax
+
+def reraise(name):
+    raise
+
+for module in pkgutil.walk_packages(drnet_jax.__path__, "drnet_jax.", reraise):
+    if module.name != {TORCH_MODULE!r}:
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def requirements() -> set[str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    texts = [line.partition("#")[0].strip() for line in lines]
+    return {canonicalize_name(Requirement(text).name) for text in texts if text}
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level names that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_no_module_imports_tensorflow():
+    result = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert {"drnet_jax.main", "drnet_jax.train.steps"} <= set(result.stdout.split())
+
+
+def test_every_import_is_a_requirement():
+    declared = requirements()
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "drnet_jax").rglob("*.py")
+        for name in imports(path) - set(sys.stdlib_module_names) - {"drnet_jax"}
+        if declared.isdisjoint(map(canonicalize_name, distributions.get(name, [])))
+    }
+    # PyTorch is the benchmark's, on request.
+    assert undeclared <= {
+        f"{TORCH_MODULE.replace('.', '/')}.py: torch", "drnet_jax/benchmark_cases.py: torch",
+    }
+
+
+def test_versions_agree():
+    newest = re.search(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == drnet_jax.__version__
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_syntax(script):
+    result = run("bash", "-n", str(script))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("script", [*LAUNCHERS, ROOT / ".ci/run"], ids=lambda path: path.name)
+def test_script_is_executable(script):
+    assert os.access(script, os.X_OK)
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def program(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+class Clone:
+    """A copy of what the launchers read, whose Python only logs how it was called."""
+
+    def __init__(self, parent: Path):
+        self.parent, self.path, self.log = parent, parent / "a clone", parent / "log"
+        shutil.copytree(ROOT / "launch", self.path / "launch")
+        for name in ("requirements.txt", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.path)
+        program(self.path / ".venv/bin/python", f"""
+            printf '[%s]' "$@" >>'{self.log}'
+            echo >>'{self.log}'
+            exit "${{STATUS:-0}}"
+        """)
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess:
+        """Runs a command from outside the clone, stand-ins in parent/bin before anything else."""
+        path = f"{self.parent / 'bin'}:{os.environ['PATH']}"
+        environment = {"PATH": path, "HOME": str(self.parent), **variables}
+        return run(*command, cwd=self.parent, env=environment)
+
+    def launch(self, name: str, *arguments: str, **variables: str) -> list[str]:
+        """Runs a launcher; returns the calls of Python that it made."""
+        self.log.write_text("")
+        variables = {"JAX_PLATFORMS": "cpu", **variables}
+        result = self.run(f"a clone/launch/{name}", *arguments, **variables)
+        assert result.returncode == int(variables.get("STATUS", 0)), result.stderr
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return Clone(tmp_path)
+
+
+def installs(extras: str) -> list[str]:
+    return [f"[-m][pip][install][--disable-pip-version-check][--editable][.{extras}]"]
+
+
+def test_setup_installs_once(clone):
+    assert clone.launch("setup.sh") == installs("")
+    assert clone.launch("setup.sh") == []
+
+
+def test_setup_installs_each_set_of_extras(clone):
+    assert clone.launch("setup.sh", "dev") == installs("[dev]")
+    assert clone.launch("setup.sh", "dev", "torch") == installs("[dev,torch]")
+    assert clone.launch("setup.sh", "dev") == []
+
+
+@pytest.mark.parametrize(
+    ("platforms", "extras"), [("cuda,cpu", "[cuda]"), ("gpu", "[cuda]"), ("tpu,cpu", "[tpu]")]
+)
+def test_setup_adds_the_extra_of_the_platform(clone, platforms, extras):
+    assert clone.launch("setup.sh", JAX_PLATFORMS=platforms) == installs(extras)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
+def test_setup_installs_again_when_what_it_reads_changed(clone, name):
+    clone.launch("setup.sh")
+    with (clone.path / name).open("a") as file:
+        file.write("# changed\n")
+    assert clone.launch("setup.sh") == installs("")
+
+
+def test_setup_repeats_an_installation_that_failed(clone):
+    assert clone.launch("setup.sh", STATUS="1") == installs("")
+    assert clone.launch("setup.sh") == installs("")
+
+
+def test_setup_refuses_an_old_python(clone):
+    shutil.rmtree(clone.path / ".venv")
+    program(clone.parent / "bin/python-old", '[[ $2 == *exit* ]] && exit 1; echo "3.10"')
+    result = clone.run("a clone/launch/setup.sh", PYTHON="python-old")
+    assert result.returncode == 2
+    assert "expected Python 3.11 or newer, received python-old (3.10)" in result.stderr
+    assert not (clone.path / ".venv").exists()
+
+
+def test_setup_refuses_another_python_than_the_environment_was_made_with(clone):
+    program(clone.path / ".venv/bin/python", "echo 3.11")
+    program(clone.parent / "bin/python-new", "echo 3.12")
+    result = clone.run("a clone/launch/setup.sh", PYTHON="python-new")
+    assert result.returncode == 2
+    assert ".venv was made with Python 3.11 and PYTHON=python-new is another" in result.stderr
+
+
+def test_demo_installs_trains_and_evaluates(clone):
+    arguments = "[--config=configs/quickstart.py][--config.data.dir=runs/data][--workdir=runs/demo]"
+    assert clone.launch("demo.sh", "--config.seed=3") == [
+        *installs(""),
+        f"[-m][drnet_jax.main][--mode=train]{arguments}[--config.seed=3]",
+        f"[-m][drnet_jax.main][--mode=eval]{arguments}[--config.seed=3]",
+    ]
+
+
+def test_train_stops_when_training_fails(clone):
+    clone.launch("setup.sh")
+    assert clone.launch("train.sh", STATUS="2") == ["[-m][drnet_jax.main][--mode=train]"]
+
+
+@pytest.mark.parametrize(("torch", "extras"), [("", "[dev]"), ("0", "[dev]"), ("1", "[dev,torch]")])
+def test_test_checks_style_then_behaviour(clone, torch, extras):
+    assert clone.launch("test.sh", "-k", "a name", TORCH=torch) == [
+        *installs(extras), "[-m][ruff][check][.]", "[-m][pytest][-k][a name]",
+    ]
+
+
+def environment(clone: Clone, **variables: str) -> dict[str, str]:
+    result = clone.run("bash", "-c", "source 'a clone/launch/env.sh' && env", **variables)
+    return dict(line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
+
+
+def test_environment_of_the_cpu(clone):
+    values = environment(clone, JAX_PLATFORMS="cpu", MALLOC_TRIM_THRESHOLD_="7")
+    assert values["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert values["MALLOC_TRIM_THRESHOLD_"] == "7"  # the caller's choice stays
+    assert "JAX_COMPILATION_CACHE_DIR" not in values
+
+
+def test_environment_of_a_gpu(clone):
+    program(clone.parent / "bin/nvidia-smi", "echo GPU 0")
+    values = environment(clone)
+    assert values["JAX_PLATFORMS"] == "cuda,cpu"
+    assert values["JAX_COMPILATION_CACHE_DIR"] == f"{clone.parent}/.cache/drnet_jax/xla"
+    assert "GLIBC_TUNABLES" not in values
+    assert environment(clone, JAX_PLATFORMS="cpu")["JAX_PLATFORMS"] == "cpu"
+
+
+def test_tpu_runs_the_commit_on_a_worker_with_the_arguments_unharmed(clone):
+    git = ["git", "-C", str(clone.path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "launch", "*.t*"], ["commit", "-q", "-m", "all"]):
+        assert run(*git, *command).returncode == 0
+    worker = clone.parent / "worker"
+    worker.mkdir()
+    # Copies to, and runs on, a worker whose home directory is `worker`.
+    program(clone.parent / "bin/gcloud", f"""
+        case $4 in
+            scp) cp "$5" '{worker}'/"${{6#slice:}}" ;;
+            ssh) HOME='{worker}' bash -c "${{8#--command=}}" ;;
+        esac
+    """)
+    program(clone.parent / "bin/python3", "exit 0")
+    arguments = ["--config=configs/a.py", "--workdir=/shared/a b", "--config.data.dir=$HOME;'"]
+    calls = clone.launch(
+        "tpu.sh", *arguments, TPU_NAME="slice", ZONE="z", VENV=str(clone.path / ".venv")
+    )
+    flags = "[--distributed]" + "".join(f"[{argument}]" for argument in arguments)
+    assert calls == [
+        *installs("[tpu]"),
+        f"[-m][drnet_jax.main][--mode=train]{flags}",
+        f"[-m][drnet_jax.main][--mode=eval]{flags}",
+    ]
+
+
+def test_tpu_says_what_is_missing(clone):
+    result = clone.run("a clone/launch/tpu.sh", TPU_NAME="slice")
+    assert result.returncode != 0
+    assert "ZONE" in result.stderr

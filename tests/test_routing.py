@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from drnet_jax import routing
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_four_choices_by_hand():
+    # Without noise the largest logit wins; noise of 2 on the last resolution turns all but one.
+    logits = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [9.0, 0.0, 0.0]])
+    noise = jnp.array([[0.0, 0.0, 2.0]] * 4)
+    choice = routing.choose(logits)
+    assert choice.dtype == jnp.int32
+    np.testing.assert_array_equal(choice, [0, 1, 2, 0])
+    np.testing.assert_array_equal(routing.choose(routing.perturb(logits, noise)), [2, 2, 2, 0])
+
+
+def test_perturb_adds_noise_to_log_probabilities():
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [30.0, 30.0, 60.0]]))  # need not sum to 1
+    noise = jnp.array([[0.5, -1.0, 2.0], [0.0, 0.25, 0.0]])
+    expected = np.log([[0.125, 0.25, 0.625], [0.25, 0.25, 0.5]]) + noise
+    np.testing.assert_allclose(routing.perturb(logits, noise), expected, rtol=1e-6)
+
+
+def test_gumbel_choices_follow_the_softmax():
+    logits = jnp.array([1.2, 0.0, -0.7])
+    draws = 20_000
+    noise = jax.random.gumbel(jax.random.key(0), (draws, 3))
+    choice = routing.choose(routing.perturb(jnp.tile(logits, (draws, 1)), noise))
+    expected = draws * softmax(np.array(logits, float))
+    assert stats.chisquare(np.bincount(choice, minlength=3), expected).pvalue > 0.01
+    # The test has teeth: it tells a neighbouring distribution apart.
+    other = draws * softmax(np.array(logits, float) * 1.1)
+    assert stats.chisquare(np.bincount(choice, minlength=3), other).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_relax_and_its_gradient_against_numpy(temperature):
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(4, 3)).astype(np.float32)
+    weights = random.normal(size=(4, 3)).astype(np.float32)
+    soft, pull_back = jax.vjp(lambda scores: routing.relax(scores, temperature), scores)
+    p = softmax(scores / temperature)
+    np.testing.assert_allclose(soft, p, rtol=1e-5)
+    # d softmax(s / tau)_j / d s_k = p_j (delta_jk - p_k) / tau.
+    expected = p * (weights - (p * weights).sum(-1, keepdims=True)) / temperature
+    np.testing.assert_allclose(pull_back(weights)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_relax_tends_to_the_hard_choice_as_the_temperature_falls():
+    scores = jnp.array([[0.3, 0.1, 0.2], [-5.0, -4.0, -4.5]])
+    hard = jax.nn.one_hot(routing.choose(scores), 3)
+    np.testing.assert_allclose(routing.relax(scores, 1e-3), hard, atol=1e-6)
+
+
+def test_entropy_by_hand():
+    logits = jnp.array([[0.0, 0.0, 0.0], [200.0, 0.0, 0.0], [jnp.log(2.0), 0.0, 0.0]])
+    expected = [np.log(3), 0, 0.5 * np.log(2) + 0.5 * np.log(4)]
+    np.testing.assert_allclose(routing.entropy(logits), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_shuffled_keeps_the_mix_and_is_seeded():
+    choice = np.repeat([0, 1, 2], [50, 30, 20])
+    dealt = routing.shuffled(choice, 3)
+    np.testing.assert_array_equal(np.bincount(dealt), [50, 30, 20])
+    np.testing.assert_array_equal(dealt, routing.shuffled(choice, 3))
+    assert (dealt != choice).any() and (dealt != routing.shuffled(choice, 4)).any()

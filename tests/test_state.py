@@ -1,0 +1,178 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from drnet_jax.config import Pretrain
+from drnet_jax.train.state import create_state, learning_rate, make_optimizer
+from tests.tiny import assert_close, assert_equal, tiny_config, tiny_drnet
+
+STAGE = Pretrain(epochs=8, learning_rate=0.8, warmup_epochs=2, decay_epochs=3, decay_factor=0.1)
+
+
+def rates(stage, steps_per_epoch, steps):
+    return np.asarray(jax.jit(jax.vmap(learning_rate(stage, steps_per_epoch)))(np.arange(steps)))
+
+
+def test_learning_rate_by_hand():
+    # Two steps an epoch: four of warm-up, then a tenth from epochs 3 and 6, that is steps 6 and 12.
+    expected = [0.2, 0.4, 0.6, 0.8, 0.8, 0.8] + [0.08] * 6 + [0.008] * 4
+    np.testing.assert_allclose(rates(STAGE, 2, 16), expected, rtol=1e-5)
+
+
+def test_learning_rate_of_the_paper():
+    # Section 4.1: 0.1, warmed up for 3 epochs, times 0.1 every 20.
+    stage = dataclasses.replace(STAGE, learning_rate=0.1, warmup_epochs=3, decay_epochs=20)
+    steps = 100
+    found = rates(stage, steps, 70 * steps)
+    np.testing.assert_allclose(found[:300], 0.1 * np.arange(1, 301) / 300, rtol=1e-5)
+    for epoch, rate in [(3, 0.1), (19, 0.1), (20, 1e-2), (39, 1e-2), (40, 1e-3), (60, 1e-4)]:
+        np.testing.assert_allclose(found[epoch * steps : (epoch + 1) * steps], rate, rtol=1e-5)
+
+
+def test_learning_rate_without_warm_up_or_by_parts_of_an_epoch():
+    stage = dataclasses.replace(STAGE, warmup_epochs=0, decay_epochs=0.5)
+    expected = [0.8, 0.8, 0.08, 0.08, 0.008]
+    np.testing.assert_allclose(rates(stage, 4, 5), expected, rtol=1e-5)
+
+
+# Of each group one leaf that decay_norms_and_biases exempts and, of two, one that it does not.
+SHAPES = {
+    "shared": {"conv": {"kernel": (3, 3, 2, 4)}, "head": {"kernel": (4, 5), "bias": (5,)}},
+    "norms": {"16": {"norm": {"scale": (4,), "bias": (4,)}}},
+    "predictor": {"head": {"kernel": (4, 3), "bias": (3,)}},
+}
+STEPS = 6
+
+
+def is_shape(value):
+    return isinstance(value, tuple)
+
+
+def draws(count):
+    """Trees of normal numbers in SHAPES: the parameters, then gradients."""
+    random = np.random.default_rng(0)
+    return [
+        jax.tree.map(lambda shape: random.normal(size=shape).astype(np.float32), SHAPES,
+                     is_leaf=is_shape)
+        for _ in range(count)
+    ]
+
+
+def moved(overrides=None, stage="finetune", count=STEPS):
+    """Parameters before and after `count` steps of the optimiser, at two steps an epoch."""
+    config = tiny_config({
+        "optimizer.weight_decay": 0.1, f"{stage}.warmup_epochs": 2, f"{stage}.decay_epochs": 2,
+        **(overrides or {}),
+    })
+    optimizer = make_optimizer(config, stage, steps_per_epoch=2)
+    before, *grads = draws(1 + count)
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = before, optimizer.init(before)
+    for each in grads:
+        params, state = step(params, state, each)
+    return before, params
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_sgd_is_pytorchs(decay_all):
+    torch = pytest.importorskip("torch")
+    _, found = moved({"optimizer.decay_norms_and_biases": decay_all,
+                      "router.predictor_rate": 0.5})
+    start, *grads = draws(1 + STEPS)
+
+    paths = jax.tree_util.tree_leaves_with_path(start)
+    leaves = [torch.nn.Parameter(torch.tensor(leaf)) for _, leaf in paths]
+    reference = torch.optim.SGD(
+        [
+            {"params": [parameter],
+             "share": 0.5 if path[0].key == "predictor" else 1.0,
+             "weight_decay": 0.1 if decay_all or parameter.ndim > 1 else 0.0}
+            for (path, _), parameter in zip(paths, leaves, strict=True)
+        ],
+        lr=0.1, momentum=0.9,
+    )
+    # Warm-up over four steps, a tenth from step 4 on.
+    for each, rate in zip(grads, [0.025, 0.05, 0.075, 0.1, 0.01, 0.01], strict=True):
+        for parameter, grad in zip(leaves, jax.tree.leaves(each), strict=True):
+            parameter.grad = torch.tensor(grad)
+        for group in reference.param_groups:
+            group["lr"] = rate * group["share"]
+        reference.step()
+    expected = jax.tree.unflatten(
+        jax.tree.structure(start), [leaf.detach().numpy() for leaf in leaves])
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_step_by_hand():
+    before, after = moved({"finetune.learning_rate": 0.4, "router.predictor_rate": 0.5,
+                           "optimizer.decay_norms_and_biases": False}, count=1)
+    _, grads = draws(2)
+    # A first rate of 0.4 / 4, half of it for the predictor; decay 0.1 for matrices only.
+    shared, norm = before["shared"], before["norms"]["16"]["norm"]
+    expected = {
+        "shared": {
+            "conv": {"kernel": shared["conv"]["kernel"] - 0.1 * (
+                grads["shared"]["conv"]["kernel"] + 0.1 * shared["conv"]["kernel"])},
+            "head": {"kernel": shared["head"]["kernel"] - 0.1 * (
+                         grads["shared"]["head"]["kernel"] + 0.1 * shared["head"]["kernel"]),
+                     "bias": shared["head"]["bias"] - 0.1 * grads["shared"]["head"]["bias"]},
+        },
+        "norms": {"16": {"norm": {
+            name: norm[name] - 0.1 * grads["norms"]["16"]["norm"][name] for name in norm}}},
+        "predictor": {"head": {
+            "kernel": before["predictor"]["head"]["kernel"] - 0.05 * (
+                grads["predictor"]["head"]["kernel"]
+                + 0.1 * before["predictor"]["head"]["kernel"]),
+            "bias": before["predictor"]["head"]["bias"]
+            - 0.05 * grads["predictor"]["head"]["bias"],
+        }},
+    }
+    assert_close(after, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e3])
+def test_clipping_scales_classifier_and_predictor_each_by_its_own_norm(clip):
+    before, after = moved({
+        "finetune.learning_rate": 4.0, "router.predictor_rate": 1.0,  # a first rate of 1
+        "optimizer.weight_decay": 0.0, "optimizer.clip_norm": clip,
+    }, count=1)
+    _, grads = draws(2)
+    for groups in (("shared", "norms"), ("predictor",)):
+        group = {name: grads[name] for name in groups}
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(group)))
+        assert 0.5 < norm < 1e3
+        factor = clip / norm if clip == 0.5 else 1
+        moved_by = {
+            name: jax.tree.map(np.subtract, before[name], after[name]) for name in groups}
+        expected = jax.tree.map(lambda leaf, factor=factor: factor * leaf, group)
+        assert_close(moved_by, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_predictor_stands_still_in_pretrain():
+    before, after = moved(stage="pretrain")
+    assert_equal(after["predictor"], before["predictor"])
+    for leaf, old in zip(jax.tree.leaves([after["shared"], after["norms"]]),
+                         jax.tree.leaves([before["shared"], before["norms"]]), strict=True):
+        assert (np.asarray(leaf) != old).all()
+
+
+def test_a_fresh_state():
+    drnet, config = tiny_drnet(), tiny_config()
+    optimizer = make_optimizer(config, "finetune", 1)
+    state = jax.eval_shape(lambda key: create_state(drnet, optimizer, key), jax.random.key(0))
+    assert state.step.dtype == jnp.int32 and state.step.shape == ()
+    # One momentum buffer for each parameter.
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.params))
+    buffers = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.float32]
+    assert sorted(leaf.shape for leaf in buffers) == shapes
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {
+        jnp.dtype("float32")}

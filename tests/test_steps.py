@@ -1,0 +1,648 @@
+"""The bucketed training step against plain references, on one device and on several."""
+
+import contextlib
+import dataclasses
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+from scipy import stats
+
+from drnet_jax import buckets, images
+from drnet_jax.drnet import DRNet
+from drnet_jax.mesh import AXIS, per_device, put_batch
+from drnet_jax.models.layers import conv
+from drnet_jax.programs import Programs
+from drnet_jax.train import steps
+from tests.tiny import (
+    OBJECTIVE,
+    RESOLUTIONS,
+    Trainer,
+    assert_close,
+    assert_equal,
+    gradients,
+    make_plan,
+    mesh_of,
+    random_batch,
+    random_variables,
+    tiny_drnet,
+)
+
+R = len(RESOLUTIONS)
+
+
+# --- One device: buckets against all resolutions for all samples --------------------------------
+
+
+class Device:
+    """The gradient programs of one device, each compiled once."""
+
+    batch_size, multiple = 7, 4
+
+    def __init__(self):
+        self.drnet = tiny_drnet()
+        self.variables = random_variables(self.drnet)
+        # Float images, so that garbage need not fit into uint8.
+        self.batch = random_batch(self.batch_size)
+        self.batch["image"] = self.batch["image"].astype(np.float32)
+        self._programs = Programs()
+
+    def dense(self, choice):
+        def dense(*args):
+            return steps.dense(self.drnet, self.batch_size, *args)
+
+        return self._run("dense", dense, self.batch, make_plan(choice))
+
+    def bucketed(self, choice):
+        sums = []
+        for index, count in enumerate(np.bincount(choice, minlength=R)):
+            if size := buckets.padded_size(count, self.multiple, self.batch_size):
+                sums.append(self.bucket(index, size, self.batch, choice))
+        return jax.tree.map(lambda *leaves: sum(leaves), *sums)
+
+    def bucket(self, index, size, batch, choice):
+        def bucket(*args):
+            return steps.bucket(self.drnet, index, size, self.batch_size, *args)
+
+        return self._run(f"bucket {index} x{size}", bucket, batch, make_plan(choice))
+
+    def _run(self, name, function, batch, plan):
+        def run(params, batch_stats, batch, plan):
+            zeros = steps.start(self.drnet, params, batch_stats, batch)
+            sums = function(params, batch_stats, batch, plan, zeros)
+            return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), sums)
+
+        mapped = per_device(mesh_of(1), run, (P(), P(), P(AXIS), P(AXIS)), P(AXIS))
+        sums = self._programs.run(name, mapped, *self.variables, batch, plan)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[0]), sums)
+
+
+@pytest.fixture(scope="module")
+def device():
+    return Device()
+
+
+MIXES = {
+    "full and empty": [0, 0, 0, 0, 0, 0, 0],
+    "full, the smallest": [2, 2, 2, 2, 2, 2, 2],
+    "one empty": [0, 2, 2, 0, 0, 2, 0],
+    "single samples": [1, 1, 2, 1, 1, 0, 1],  # normalised over their pixels alone
+} | {
+    f"random {seed}": np.random.default_rng(seed).integers(R, size=7).tolist() for seed in range(3)
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_buckets_add_up_to_dense(device, mix):
+    choice = np.array(MIXES[mix])
+    found, expected = device.bucketed(choice), device.dense(choice)
+    assert_close(found.grads, expected.grads)
+    assert_close(found.moments, expected.moments)
+    assert_close(found.loss, expected.loss)
+    assert_equal(found.correct, expected.correct)
+    # The selected estimator's derivatives are those of the chosen entries.
+    hard = np.eye(R)[choice]
+    assert_close(found.choice_grad, expected.choice_grad * hard)
+    assert (found.choice_grad[hard == 1] != 0).all()
+
+
+def test_the_loss_of_a_bucket_is_that_of_its_samples_alone(device):
+    choice = np.array([1, 0, 1, 2, 0, 1, 2])
+    found = device.bucket(1, 4, device.batch, choice)
+    assert (found.loss > 0).tolist() == (choice == 1).tolist()
+    assert not found.correct[:, [0, 2]].any() and not found.choice_grad[:, [0, 2]].any()
+    params, batch_stats = device.variables
+    rows = np.flatnonzero(choice == 1)
+    logits, moments = jax.jit(device.drnet.classify, static_argnums=(0, 4))(
+        1, params, batch_stats, device.batch["image"][rows], True)
+    labels = device.batch["label"][rows]
+    entropies = -np.asarray(jax.nn.log_softmax(logits))[np.arange(3), labels]
+    np.testing.assert_allclose(found.loss[rows], entropies, rtol=1e-5)
+    np.testing.assert_array_equal(found.correct[rows, 1], np.argmax(logits, -1) == labels)
+    assert_close(found.moments["12"], moments)
+
+
+@pytest.mark.parametrize("index", range(R))
+def test_garbage_in_padded_rows_changes_no_bit(device, index):
+    choice = np.array([0, 1, 2, 0, 1, 2, 2])
+    size = buckets.padded_size(np.sum(choice == index), 4, 7)
+    clean = device.bucket(index, size, device.batch, choice)
+    others = choice != index
+    assert size > np.sum(~others)
+    dirty = {name: values.copy() for name, values in device.batch.items()}
+    dirty["image"][others] = 1e4
+    dirty["label"][others] = 0
+    assert_equal(device.bucket(index, size, dirty, choice), clean)
+    # Garbage in a real row does change everything.
+    dirty["image"][~others] = 1e4
+    assert (device.bucket(index, size, dirty, choice).loss != clean.loss)[~others].all()
+
+
+def test_the_plan_in_which_everyone_is_everywhere():
+    plan = steps.everyone(tiny_drnet(), random_batch(5))
+    np.testing.assert_array_equal(plan.order, np.arange(5)[:, None].repeat(R, 1))
+    np.testing.assert_array_equal(plan.counts, [[5] * R])
+
+
+# --- The whole step against a reference without mesh, buckets or padding ------------------------
+
+
+@contextlib.contextmanager
+def noise_of(table):
+    """Makes steps traced within draw `table` as their Gumbel noise."""
+    def gumbel(key, shape):
+        assert shape == table.shape
+        return jnp.asarray(table)
+
+    with mock.patch.object(jax.random, "gumbel", gumbel):
+        yield
+
+
+def forcing(choice, resolutions=R):
+    """Noise that all but forces the choices, and lets a gradient through to the predictor."""
+    random = np.random.default_rng(0)
+    noise = 4 * np.eye(resolutions)[choice] + random.normal(0, 0.3, (len(choice), resolutions))
+    return noise.astype(np.float32)
+
+
+def reference(trainer, variables, batch, noise):
+    """A finetuning step by end-to-end differentiation of Eqs. 1-11, the devices one by one.
+
+    For the `selected` estimator without masks: each resolution sees the rows that chose it.
+
+    Returns:
+        Gradients, moments summed over the devices, choices, and the metrics as the step's.
+    """
+    drnet, objective, devices = trainer.drnet, trainer.step.objective, trainer.mesh.size
+    params, batch_stats = variables
+    costs = np.array(objective.costs, np.float32)
+    images, labels, noise = (
+        np.split(array, devices) for array in (batch["image"], batch["label"], noise))
+    size = len(batch["label"])
+
+    def log_probabilities(params, images):
+        logits, moments = drnet.route(params, batch_stats, images, True)
+        return jax.nn.log_softmax(logits), moments
+
+    choose = jax.jit(lambda image, g: jnp.argmax(log_probabilities(params, image)[0] + g, -1))
+    choices = [np.asarray(choose(*each)) for each in zip(images, noise, strict=True)]
+
+    def loss_of(params):
+        classifier = {key: None for key in dict.fromkeys(drnet.norm_keys)}
+        predictor, metrics, mix = None, None, 0
+        for image, label, g, choice in zip(images, labels, noise, choices, strict=True):
+            log_p, found = log_probabilities(params, image)
+            predictor = added(predictor, found)
+            soft = jax.nn.softmax((log_p + g) / objective.temperature)
+            hard = np.eye(R)[choice] + soft - jax.lax.stop_gradient(soft)
+            mix += hard.sum(0) / size
+            loss, correct = 0, []
+            y = jnp.zeros((len(label), drnet.classifier.classes))
+            for index, key in enumerate(drnet.norm_keys):
+                member = choice == index
+                rows = np.flatnonzero(member)
+                if trainer.step.estimator == "dense":
+                    logits, found = drnet.classify(index, params, batch_stats, image, True, member)
+                    y += hard[:, index, None] * logits
+                    logits = logits[rows]
+                elif len(rows):
+                    logits, found = drnet.classify(index, params, batch_stats, image[rows], True)
+                    y = y.at[rows].set(hard[rows, index, None] * logits)
+                else:
+                    logits, found = y[rows], None
+                if found is not None:
+                    classifier[key] = added(classifier[key], found)
+                correct.append(jnp.sum(jnp.argmax(logits, -1) == label[rows]))
+            loss = -jnp.sum(jax.nn.log_softmax(y)[np.arange(len(label)), label])
+            metrics = added(metrics, {
+                "loss": loss, "correct": jnp.stack(correct),
+                "entropy": -jnp.sum(jnp.exp(log_p) * log_p),
+            })
+        excess = jnp.maximum(0, mix @ costs - objective.alpha) / (costs.max() - costs.min())
+        total = metrics["loss"] / size + objective.eta * excess
+        metrics["regulariser"] = size * objective.eta * excess
+        return total, ({"norms": classifier, "predictor": predictor}, metrics)
+
+    grads, (moments, metrics) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
+    choice = np.concatenate(choices)
+    metrics |= {"count": size, "chosen": np.bincount(choice, minlength=R)}
+    return grads, moments, choice, metrics
+
+
+def added(total, tree):
+    return tree if total is None else jax.tree.map(jnp.add, total, tree)
+
+
+def moved_statistics(old, moments):
+    """PyTorch's update by moments; resolutions without any keep their statistics."""
+    if moments is None:
+        return old
+    if "count" not in moments:
+        return {name: moved_statistics(old[name], moments[name]) for name in old}
+    sums, squares, count = (
+        np.asarray(moments[name], np.float64) for name in ("sum", "sum_of_squares", "count"))
+    if not count:
+        return old
+    mean = sums / count
+    var = (squares - count * mean**2) / (count - 1)
+    return {"mean": 0.9 * old["mean"] + 0.1 * mean, "var": 0.9 * old["var"] + 0.1 * var}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One step, and all that went into it."""
+
+    trainer: Trainer
+    variables: tuple
+    batch: dict
+    state: object  # after the step
+    metrics: dict
+
+
+NO_DECAY = {"optimizer.weight_decay": 0.0}
+# Two devices with six samples each. The first has all at the largest resolution, the second two
+# there and four at the next; nobody is at the smallest.
+UNEVEN = np.array([0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1])
+
+
+@functools.cache
+def uneven_run(estimator, aware=True):
+    trainer = Trainer(
+        2, estimator=estimator, overrides=NO_DECAY | {"model.resolution_aware_norm": aware})
+    variables, batch = random_variables(trainer.drnet), random_batch(12)
+    batch["image"][6:] //= 2  # the second device's are darker: their moments differ
+    with noise_of(forcing(UNEVEN)):
+        state, metrics = trainer.run(trainer.state(variables), batch)
+    np.testing.assert_array_equal(metrics["chosen"], np.bincount(UNEVEN, minlength=R))
+    return Run(trainer, variables, batch, state, metrics)
+
+
+@functools.cache
+def pretrain_run():
+    trainer = Trainer(2, "pretrain", overrides=NO_DECAY)
+    variables, batch = random_variables(trainer.drnet), random_batch(10)
+    return Run(trainer, variables, batch, *trainer.run(trainer.state(variables), batch))
+
+
+def assert_is_reference(run, grads, moments, metrics):
+    assert_close(gradients(run.state), grads)
+    params, batch_stats = run.variables
+    expected = {
+        "norms": {
+            key: moved_statistics(old, moments["norms"][key])
+            for key, old in batch_stats["norms"].items()
+        },
+        "predictor": moved_statistics(batch_stats["predictor"], moments["predictor"]),
+    }
+    assert_close(run.state.batch_stats, expected)
+    assert_close(run.state.params, updated(run.trainer, params, grads))
+    assert_close(run.metrics, metrics)
+    assert int(run.state.step) == 1
+
+
+def updated(trainer, params, grads):
+    @jax.jit
+    def update(params, grads):
+        updates, _ = trainer.optimizer.update(grads, trainer.optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    return update(params, grads)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "aware"), [("selected", True), ("dense", True), ("selected", False)])
+def test_uneven_step_is_the_reference(estimator, aware):
+    run = uneven_run(estimator) if aware else uneven_run(estimator, aware)
+    grads, moments, choice, metrics = reference(
+        run.trainer, run.variables, run.batch, forcing(UNEVEN))
+    np.testing.assert_array_equal(choice, UNEVEN)
+    assert_is_reference(run, grads, moments, metrics)
+    assert metrics["regulariser"] > 0
+    if not aware:
+        assert run.state.params["norms"].keys() == {"all"}
+
+
+@functools.cache
+def natural_run(estimator):
+    """One device and the step's own noise, seeded such that every resolution is chosen."""
+    trainer = Trainer(1, estimator=estimator)
+    variables, batch = random_variables(trainer.drnet), random_batch(9)
+    run = Run(trainer, variables, batch, *trainer.run(trainer.state(variables), batch, seed=0))
+    assert (run.metrics["chosen"] > 0).all()
+    return run
+
+
+def test_step_with_its_own_noise_is_the_reference():
+    run = natural_run("selected")
+    noise = np.asarray(jax.random.gumbel(jax.random.fold_in(jax.random.key(0), 0), (9, R)))
+    grads, moments, _, metrics = reference(run.trainer, run.variables, run.batch, noise)
+    assert_is_reference(run, grads, moments, metrics)
+
+
+def test_pretraining_sums_the_losses_of_all_resolutions():
+    run = pretrain_run()
+    drnet, (params, batch_stats) = run.trainer.drnet, run.variables
+    shards = list(zip(np.split(run.batch["image"], 2), np.split(run.batch["label"], 2),
+                      strict=True))
+
+    def loss_of(params):
+        total, correct, moments = 0, [], {}
+        for index, key in enumerate(drnet.norm_keys):
+            right = 0
+            for image, label in shards:
+                logits, found = drnet.classify(index, params, batch_stats, image, True)
+                total -= jnp.sum(jax.nn.log_softmax(logits)[np.arange(5), label])
+                right += jnp.sum(jnp.argmax(logits, -1) == label)
+                moments[key] = added(moments.get(key), found)
+            correct.append(right)
+        return total / 10, (moments, {"loss": total, "correct": jnp.stack(correct)})
+
+    grads, (moments, metrics) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
+    assert_is_reference(
+        run, grads, {"norms": moments, "predictor": None}, metrics | {"count": 10})
+
+
+# --- Several devices ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "estimator"),
+    [("pretrain", "selected"), ("finetune", "selected"), ("finetune", "dense")],
+)
+def test_eight_devices_are_one(stage, estimator):
+    # Four samples, the same on every device: then eight normalise as one does over all of them.
+    batch = {name: np.concatenate([rows] * 8) for name, rows in random_batch(4).items()}
+    results = []
+    for devices in (8, 1):
+        trainer = Trainer(
+            devices, stage, estimator, dataclasses.replace(OBJECTIVE, costs=(100, 20)),
+            overrides={"model.resolutions": (16, 8)})
+        with noise_of(np.tile(forcing([1, 0, 1, 1], 2), (8, 1))):
+            state, metrics = trainer.run(trainer.state(), batch)
+        results.append({
+            "params": state.params, "batch_stats": state.batch_stats, "grads": gradients(state),
+            "metrics": metrics,
+        })
+    assert_close(*results)
+
+
+def test_statistics_over_devices_are_weighted_by_counts():
+    # The first norm follows the first convolution, which the other norms do not touch.
+    run = uneven_run("selected")
+    params, batch_stats = run.variables
+    for index, key in enumerate(run.trainer.drnet.norm_keys[:2]):
+        image = run.batch["image"][index == UNEVEN]
+        view = images.view(jnp.asarray(image), RESOLUTIONS[index])
+        rows = np.asarray(conv(view, params["shared"]["conv1"]["kernel"], 2), np.float64)
+        old = batch_stats["norms"][key]["norm1"]
+        found = run.state.batch_stats["norms"][key]["norm1"]
+        mean, var = rows.mean((0, 1, 2)), rows.var((0, 1, 2), ddof=1)
+        np.testing.assert_allclose(found["mean"], 0.9 * old["mean"] + 0.1 * mean, 1e-4, 1e-5)
+        np.testing.assert_allclose(found["var"], 0.9 * old["var"] + 0.1 * var, rtol=1e-4)
+        if index == 0:  # six rows on the first device, two on the second
+            halves = (rows[:6].mean((0, 1, 2)) + rows[6:].mean((0, 1, 2))) / 2
+            assert np.abs(0.1 * (halves - mean)).max() > 1e-2  # the test would tell
+
+
+def test_choices_do_not_depend_on_the_number_of_devices():
+    plans = []
+    for devices in (1, 4):
+        trainer = Trainer(devices, drnet=lookup_drnet())
+        batch = put_batch(trainer.mesh, flat_batch(np.arange(16) % 4))
+        plan, noise, _, counts = trainer.step.route(trainer.state(), batch, jax.random.key(1))
+        plans.append((plan.choice, noise))
+        # The counts that the host reads are the largest of any device.
+        expected = np.max([np.bincount(part, minlength=R)
+                           for part in np.split(np.asarray(plan.choice), devices)], 0)
+        np.testing.assert_array_equal(counts, expected)
+    assert_equal(*plans)
+
+
+# --- What stands still and what moves -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["selected", "dense"])
+def test_an_unused_resolution_stands_still_bit_for_bit(estimator):
+    run = uneven_run(estimator)
+    params, batch_stats = run.variables
+    assert_equal(run.state.params["norms"]["8"], params["norms"]["8"])
+    assert_equal(run.state.batch_stats["norms"]["8"], batch_stats["norms"]["8"])
+    for key in ("16", "12"):
+        assert_moved(run.state.params["norms"][key], params["norms"][key])
+        assert_moved(run.state.batch_stats["norms"][key], batch_stats["norms"][key])
+
+
+@pytest.mark.parametrize("estimator", ["selected", "dense"])
+def test_every_parameter_learns_in_finetuning(estimator):
+    run = natural_run(estimator)
+    grads = gradients(run.state)
+    assert {"predictor", "shared", "norms"} == grads.keys()
+    assert_moved(grads, jax.tree.map(jnp.zeros_like, grads))
+    assert_moved(run.state.params, run.variables[0])
+    assert_moved(run.state.batch_stats, run.variables[1])
+
+
+def test_pretraining_moves_everything_but_the_predictor():
+    run = pretrain_run()
+    for new, old in zip((run.state.params, run.state.batch_stats), run.variables, strict=True):
+        assert_equal(new["predictor"], old["predictor"])
+        assert_moved({**new, "predictor": {}}, {**old, "predictor": {}})
+
+
+def assert_moved(new, old):
+    paths = jax.tree_util.tree_leaves_with_path(old)
+    for (path, before), after in zip(paths, jax.tree.leaves(new), strict=True):
+        assert (np.asarray(after) != before).any(), jax.tree_util.keystr(path)
+
+
+# --- Programs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "names"),
+    [
+        (functools.partial(uneven_run, "selected"),
+         ["route", "bucket 16px x6", "bucket 12px x4", "update"]),
+        (functools.partial(uneven_run, "dense"), ["route", "dense", "update"]),
+        (pretrain_run,
+         ["begin", "bucket 16px x5", "bucket 12px x5", "bucket 8px x5", "update"]),
+    ],
+    ids=["selected", "dense", "pretrain"],
+)
+def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
+    run = run()
+    trainer, batch = run.trainer, run.batch
+    assert trainer.announced == names
+    state, _ = trainer.run(trainer.state(), batch)
+    events = []
+
+    def listen(event, duration, **_):
+        if "compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        state, _ = trainer.run(state, batch)
+        assert events == []
+        jax.jit(lambda x: x + 1).lower(0.0).compile()
+        assert events  # they are really heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert int(state.step) == 2
+    assert trainer.announced == names
+    assert sorted(trainer.step.programs.compiled) == sorted(names)
+
+
+# --- The straight-through estimator and the regulariser, worked in numpy ------------------------
+#
+# The image of sample i is a flat grey of brightness 20 + 40 i. The predictor looks up row i of a
+# table, so the gradient of the table is d(loss)/d(logits). The classifier's logits depend on the
+# brightness and on the resolution.
+
+
+def grey(x):
+    return jnp.mean(x, (1, 2))[:, 0] * images.DEVIATION[0] + images.MEAN[0]
+
+
+class LookUp(nn.Module):
+    """Logits by the brightness of a flat image; a table of [4, R] parameters."""
+
+    @nn.compact
+    def __call__(self, x, train, mask=None):
+        table = self.param("table", nn.initializers.zeros, (4, R))
+        return table[jnp.round((grey(x) - 20) / 40).astype(jnp.int32)]
+
+
+class Affine(nn.Module):
+    """size / 16 * brightness / 100 * weight + bias, of three classes."""
+
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x, train, mask=None):
+        weight = self.param("weight", nn.initializers.ones, (self.classes,))
+        bias = self.param("bias", nn.initializers.zeros, (self.classes,))
+        return x.shape[1] / 16 * grey(x)[:, None] / 100 * weight + bias
+
+
+def lookup_drnet():
+    return DRNet(Affine(), LookUp(), RESOLUTIONS, ("16", "12", "8"), 8)
+
+
+def flat_batch(samples):
+    shape = (len(samples), 16, 16, 3)
+    brightness = 20 + 40 * np.asarray(samples).reshape(-1, 1, 1, 1)
+    labels = np.array([0, 2, 1, 1], np.int32)
+    return {"image": np.broadcast_to(brightness, shape).astype(np.uint8),
+            "label": labels[np.asarray(samples)]}
+
+
+TABLE = np.array([[0.5, -0.2, 0.1], [0.0, 0.3, -0.4], [-0.6, 0.2, 0.9], [1.0, 0.1, 0.4]])
+WEIGHT, BIAS = np.array([1.5, -0.5, 0.25]), np.array([0.2, 0.1, -0.3])
+VARIABLES = (
+    {"predictor": {"table": TABLE.astype(np.float32)},
+     "shared": {"weight": WEIGHT.astype(np.float32), "bias": BIAS.astype(np.float32)},
+     "norms": {"16": {}, "12": {}, "8": {}}},
+    {"predictor": {}, "norms": {"16": {}, "12": {}, "8": {}}},
+)
+# Two devices share the first bucket. The mean cost is (100 + 60 + 100 + 20) / 4 = 70; the devices'
+# own are 80 and 60, on either side of the target.
+CHOICE = np.array([0, 1, 0, 2])
+NOISE = forcing(CHOICE)
+PULLING = dataclasses.replace(OBJECTIVE, alpha=65.0)
+FREE = dataclasses.replace(PULLING, eta=0.0)
+
+
+@functools.cache
+def lookup_step(objective, devices, estimator="selected"):
+    """(d(loss)/d(logits), metrics) of one step on the four samples."""
+    trainer = Trainer(devices, estimator=estimator, objective=objective, drnet=lookup_drnet())
+    with noise_of(NOISE):
+        state, metrics = trainer.run(trainer.state(VARIABLES), flat_batch(range(4)))
+    np.testing.assert_array_equal(metrics["chosen"], [2, 1, 1])
+    return np.asarray(gradients(state)["predictor"]["table"]), metrics
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def straight_through(estimator, objective):
+    """(d(loss)/d(logits), cross-entropies) of the four samples."""
+    brightness = 20 + 40 * np.arange(4) + 0.0
+    scale = np.array(RESOLUTIONS) / 16 * brightness[:, None] / 100  # [B, R]
+    logits = scale[..., None] * WEIGHT + BIAS  # F_j(x), [B, R, C]
+    y = logits[np.arange(4), CHOICE]
+    one_hot = np.eye(3)[[0, 2, 1, 1]]
+    # d(loss)/dh_j = d(loss)/dy . F_j(x): of the chosen j alone, or of all.
+    of_choice = np.einsum("bc,brc->br", (softmax(y) - one_hot) / 4, logits)
+    if estimator == "selected":
+        of_choice *= np.eye(R)[CHOICE]
+    of_choice += objective.eta * np.array([100, 60, 20]) / 80 / 4
+    # Back through softmax((log p + g) / tau); log p adds nothing to a gradient that sums to 0.
+    soft = softmax((np.log(softmax(TABLE)) + NOISE) / objective.temperature)
+    grads = soft * (of_choice - (soft * of_choice).sum(-1, keepdims=True)) / objective.temperature
+    return grads, -np.log((softmax(y) * one_hot).sum(-1))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("estimator", ["selected", "dense"])
+def test_straight_through_gradient_by_numpy(estimator, devices):
+    found, metrics = lookup_step(PULLING, devices, estimator)
+    expected, entropies = straight_through(estimator, PULLING)
+    assert_close(found, expected, atol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], entropies.sum(), rtol=1e-5)
+    # 0.3 * (70 - 65) / 80, over the global batch, times the count.
+    np.testing.assert_allclose(metrics["regulariser"], 4 * 0.3 * 5 / 80, rtol=1e-5)
+
+
+def test_the_regulariser_alone_by_numpy():
+    # Its gradient is the difference of two steps that differ in eta.
+    with_it, _ = lookup_step(PULLING, 2)
+    without, metrics = lookup_step(FREE, 2)
+    assert metrics["regulariser"] == 0
+    costs, tau = np.array([100.0, 60, 20]), OBJECTIVE.temperature
+    soft = softmax((np.log(softmax(TABLE)) + NOISE) / tau)
+    expected = 0.3 / 80 / 4 / tau * soft * (costs - (soft * costs).sum(-1, keepdims=True))
+    np.testing.assert_allclose(with_it - without, expected, rtol=1e-3, atol=1e-7)
+    # The samples of the device whose own mean is below the target are pulled, too.
+    assert np.abs(expected[2:]).max() > 1e-5
+
+
+@pytest.mark.parametrize("alpha", [70.0, 90.0])
+def test_the_regulariser_has_no_gradient_at_or_below_the_target(alpha):
+    found, metrics = lookup_step(dataclasses.replace(PULLING, alpha=alpha, eta=100.0), 2)
+    assert metrics["regulariser"] == 0
+    np.testing.assert_array_equal(found, lookup_step(FREE, 2)[0])
+
+
+def test_a_single_candidate_leaves_nothing_to_learn_to_the_predictor():
+    objective = dataclasses.replace(OBJECTIVE, costs=(100,))
+    trainer = Trainer(2, objective=objective, overrides={"model.resolutions": (16,)})
+    state, metrics = trainer.run(trainer.state(), random_batch(8))
+    assert metrics["regulariser"] == 0 and metrics["chosen"] == [8]
+    grads = gradients(state)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["predictor"]))
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["shared"]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, metrics)))
+
+
+def test_a_step_draws_choices_from_the_softmax_anew_each_step():
+    trainer, size = Trainer(1, drnet=lookup_drnet()), 8000
+    batch = put_batch(trainer.mesh, flat_batch(np.full(size, 3)))
+    state = trainer.state(VARIABLES)
+    choices = []
+    for step in (0, 1):
+        at = state.replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
+        plan, *_ = trainer.step.route(at, batch, jax.random.key(0))
+        choices.append(np.asarray(plan.choice))
+        counts = np.bincount(choices[-1], minlength=R)
+        assert stats.chisquare(counts, size * softmax(TABLE[3])).pvalue > 0.01
+    assert (choices[0] != choices[1]).any()

@@ -1,0 +1,81 @@
+"""Windows of step metrics, the warning of a collapsed router, and the record of a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from drnet_jax.cost import Costs, Parameters
+from drnet_jax.telemetry import Telemetry, Window
+
+COSTS = Costs((32, 16), (100, 20), 5, Parameters(1, 1, 1))
+
+
+def sums(chosen, loss=8.0):
+    count = sum(chosen)
+    return jax.tree.map(np.float32, {
+        "count": count, "loss": loss, "correct": [1, 2], "entropy": 0.5 * count,
+        "chosen": chosen, "regulariser": 0,
+    }, is_leaf=lambda value: isinstance(value, list))
+
+
+def test_a_window_weighs_steps_by_their_images():
+    window = Window(COSTS)
+    window.add(sums([1, 3], loss=8.0))
+    window.add(sums([5, 3], loss=4.0))
+    values = window.values(steps_left=0)
+    assert values["loss"] == pytest.approx(12 / 12)
+    assert values["mix"] == {"32": pytest.approx(0.5), "16": pytest.approx(0.5)}
+    assert values["accuracy"] == pytest.approx(6 / 12)
+    assert values["cost"] == pytest.approx(0.5 * 100 + 0.5 * 20 + 5)
+    assert values["entropy"] == pytest.approx(0.5)
+    assert values["seconds_left"] == 0
+
+
+@pytest.mark.parametrize(("steps", "collapsed"), [
+    ([[200, 0]], True),
+    ([[0, 200], [1, 199]], True),
+    ([[0, 200], [100, 100]], False),
+    ([[3, 97]], False),
+])
+def test_collapse_is_one_resolution_with_nearly_all_images(steps, collapsed):
+    window = Window(COSTS)
+    for chosen in steps:
+        window.add(sums(chosen))
+    assert window.collapsed() == collapsed
+
+
+def test_pretraining_and_a_single_candidate_cannot_collapse():
+    window = Window(COSTS)
+    pretrained = sums([4, 0])
+    del pretrained["chosen"]
+    window.add(pretrained)
+    assert not window.collapsed()
+    alone = Window(Costs((32,), (100,), 5, Parameters(1, 1, 0)))
+    alone.add(sums([4]))
+    assert not alone.collapsed()
+
+
+def test_rewinding_drops_later_and_broken_lines(tmp_path):
+    telemetry = Telemetry(str(tmp_path))
+    for step in (1, 2, 3):
+        telemetry.write("train", step, {"loss": 1.0})
+    telemetry.compiled("bucket 32px x8", 0.5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    telemetry.rewind(2)
+    telemetry.write("train", 3, {"loss": 2.0})
+    telemetry.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_compilation_is_recorded(tmp_path, capsys):
+    telemetry = Telemetry(str(tmp_path))
+    telemetry.compiled("route", 1.5)
+    telemetry.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["kind"], line["program"], line["seconds"]) == ("compile", "route", 1.5)
+    assert "compiled route in 1.5 s" in capsys.readouterr().out
