@@ -84,7 +84,9 @@ def test_every_case_compiles_something_of_its_own(report):
 
 def test_multiply_adds(report):
     """A step counts three forward passes; the predictor's belong to all but the static case."""
-    overrides = {"model.classes": 2, "predictor.name": "tests.tiny:TinyNet"}
+    overrides = {
+        "model.classes": 2, "predictor.name": "tests.tiny:TinyNet", "predictor.resolution": 8,
+    }
     costs = model_costs(tiny_config(overrides), 2)
     large, middle, small = costs.classifier
     mixed = 0.25 * large + 0.25 * middle + 0.5 * small + costs.predictor
