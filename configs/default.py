@@ -35,11 +35,16 @@ def get_config(argument: str = "") -> ConfigDict:
             "resolution": 128,  # size at which the predictor sees the image
         },
         "router": {
-            "estimator": "selected",  # gradient of the choice: "selected" (bucketed) or "dense"
-            "temperature": 1.0,  # tau of the Gumbel-softmax gradient (Eq. 11)
-            "alpha": 2.5,  # target cost in 1e9 multiply-adds, predictor excluded (Eq. 7)
-            "eta": 0.2,  # weight of the cost regulariser (Eq. 8)
+            "objective": "outcome",  # what the predictor learns: "outcome", or the paper's "gumbel"
+            "exploration": 0.1,  # "outcome": Gumbel noise on the scores in training, times this
+            "estimator": "selected",  # "gumbel": choice's gradient, "selected" (bucketed) or "dense"
+            "temperature": 1.0,  # "gumbel": tau of the soft choice's gradient (Eq. 11)
+            "alpha": 2.5,  # "gumbel": target in 1e9 multiply-adds without predictor (Eq. 7)
+            "eta": 0.2,  # "gumbel": weight of the cost regulariser (Eq. 8)
             "predictor_rate": 0.1,  # the predictor's learning rate as a share of the classifier's
+        },
+        "budget": {
+            "target": 2.8,  # mean cost in 1e9 multiply-adds, predictor included; 0: none ("gumbel")
         },
         "optimizer": {
             "momentum": 0.9,  # SGD momentum

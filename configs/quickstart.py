@@ -25,6 +25,7 @@ def get_config(argument: str = "") -> ConfigDict:
     # Of the resolution that ran alone, a correct answer and a calibrated doubt both pull at the
     # choice with almost no force: the `selected` gradient does not find out in minutes which image
     # needs which resolution. The full gradient does, at three times the cost of a step.
+    config.router.objective = "gumbel"
     config.router.estimator = "dense"
     config.router.alpha = 0.0065
     config.router.eta = 2.0

@@ -50,6 +50,13 @@ class Router:
     alpha: float
     eta: float
     predictor_rate: float
+    objective: str = "gumbel"
+    exploration: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    target: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Config:
     finetune: Finetune
     evaluation: Evaluation
     checkpoint: Checkpoint
+    budget: Budget = Budget()
 
     def to_json(self) -> str:
         """The effective config as text; `parse(json.loads(text))` gives it back."""
@@ -130,8 +138,9 @@ def _build(cls: type, values: Any, path: str) -> Any:
         raise UserError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(types)}")
     # Keys younger than some checkpoints have, as defaults, what those were trained with.
     defaults = {
-        field.name: field.default for field in dataclasses.fields(cls)
-        if field.default is not dataclasses.MISSING
+        field.name: dataclasses.asdict(field.default)
+        if dataclasses.is_dataclass(field.default) else field.default
+        for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING
     }
     values = defaults | values
     if missing := [name for name in types if name not in values]:
@@ -203,6 +212,16 @@ def _check(config: Config) -> None:
     require(router.eta >= 0, "router.eta", "at least 0", router.eta)
     require(router.predictor_rate > 0, "router.predictor_rate", "more than 0",
             router.predictor_rate)
+    require(router.objective in ("gumbel", "outcome"), "router.objective", "'gumbel' or 'outcome'",
+            router.objective)
+    require(router.objective == "gumbel" or router.estimator == "selected", "router.estimator",
+            "'selected' with config.router.objective='outcome'", router.estimator)
+    require(router.exploration >= 0, "router.exploration", "at least 0", router.exploration)
+    require(config.budget.target >= 0, "budget.target",
+            "more than 0 (in 1e9 multiply-adds), or 0 for none", config.budget.target)
+    require(router.objective == "gumbel" or config.budget.target > 0, "budget.target",
+            "more than 0 (in 1e9 multiply-adds) with config.router.objective='outcome'",
+            config.budget.target)
 
     optimizer = config.optimizer
     require(0 <= optimizer.momentum < 1, "optimizer.momentum", "0 <= momentum < 1",

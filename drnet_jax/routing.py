@@ -10,9 +10,56 @@ def perturb(logits: jax.Array, noise: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(logits) + noise
 
 
+def scores(logits: jax.Array, objective: str) -> jax.Array:
+    """What the predictor's logits [..., R] say for each resolution, on the scale of the dial.
+
+    Of "gumbel" the log-probability of choosing it; of "outcome" the probability that it answers
+    right.
+    """
+    return jax.nn.sigmoid(logits) if objective == "outcome" else jax.nn.log_softmax(logits)
+
+
 def choose(scores: jax.Array) -> jax.Array:
     """The index of the highest score, int32 [B], of scores [B, R] (Eq. 9; without noise: Eq. 1)."""
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def charge(scores: jax.Array, costs: jax.Array, dial: jax.Array | float) -> jax.Array:
+    """Scores [B, R] less what each resolution costs: `score_j - dial * C_j / max C`.
+
+    The dial moves a trained router along its curve of accuracy over cost: 0 leaves it as trained,
+    a positive one saves, a negative one spends.
+    """
+    return scores - dial * costs / jnp.max(costs)
+
+
+def dial_for(scores: jax.Array, costs: jax.Array, target: jax.Array | float) -> jax.Array:
+    """The smallest dial at which choosing by `charge` costs at most `target` on average.
+
+    Args:
+        scores: float32 [N, R] of the images to meet the target on. No labels: nothing is fitted.
+        costs: float32 [R], multiply-adds.
+        target: mean multiply-adds of an image.
+
+    Returns:
+        float32 scalar, by bisection. The mean cost falls as the dial rises, in steps of one image
+        unless scores are tied.
+    """
+    def mean_cost(dial: jax.Array) -> jax.Array:
+        return jnp.mean(costs[choose(charge(scores, costs, dial))])
+
+    # Beyond this every image goes to the cheapest (or dearest) resolution.
+    gaps = jnp.diff(jnp.sort(costs)) / jnp.max(costs)
+    spread = jnp.max(scores) - jnp.min(scores)
+    bound = (spread + 1) / jnp.min(gaps) if costs.size > 1 else jnp.float32(1)
+
+    def halve(_, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        fits = mean_cost(middle) <= target
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    return jax.lax.fori_loop(0, 40, halve, (-bound, bound))[1]
 
 
 def relax(scores: jax.Array, temperature: float) -> jax.Array:
