@@ -149,7 +149,8 @@ def inference(
     """A plain classifier at the base size, routing through queues, and the predictor alone."""
     variables = jax.jit(drnet.init, out_shardings=replicated(mesh))(jax.random.key(seed))
     size, resolutions = len(images), len(drnet.resolutions)
-    server = Server(drnet, *variables, size, programs)
+    # Without a dial every objective routes alike.
+    server = Server(drnet, *variables, size, programs, "gumbel", costs)
     choice = deal(mix, STREAM * size, seed)
 
     def routed() -> dict[str, np.ndarray]:
@@ -158,7 +159,7 @@ def inference(
             server.choose(images)  # at its price; the table decides
             done += queues.put(images, choice[rows], rows)
         done += queues.drain()
-        tickets = np.concatenate([tickets for tickets, _ in done])
+        tickets = np.concatenate([tickets for tickets, *_ in done])
         return {"chosen": np.bincount(choice[tickets], minlength=resolutions)}
 
     full = -(-np.bincount(choice, minlength=resolutions) // size) * size

@@ -1,4 +1,4 @@
-"""Routed inference: images go to a queue per resolution, which runs when it is full.
+"""Inference through queues: an image waits for the bucket of its resolution, which runs when full.
 
 Nothing is simulated: an image is resized to, and classified at, its own resolution only. Queues
 fill across batches, so that buckets are full ones whatever the mix; what is left is run padded.
@@ -6,36 +6,47 @@ Every host serves its own images on its own devices, without waiting for any oth
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax import routing
+from drnet_jax import policies, routing
+from drnet_jax.cost import Costs
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS, data_mesh, per_device, put_batch, replicated
 from drnet_jax.programs import Programs
 
-TOP = 5  # predictions kept for each image
+# The tickets of some images, the resolution index that answers for them, and its log-probabilities,
+# float32 [images, C]. A ticket is any number by which the caller knows an image again.
+Answers = tuple[np.ndarray, int, np.ndarray]
 
 
 class Server:
     """The compiled networks of one host, for batches of one static size.
 
     Images are uint8 [N, H, W, 3] at the base size, N at most `batch_size`; shorter batches are
-    padded by repeating their first row.
+    padded, and N may be 0.
     """
 
     def __init__(
-        self, drnet: DRNet, params: Tree, batch_stats: Tree, batch_size: int, programs: Programs
+        self, drnet: DRNet, params: Tree, batch_stats: Tree, batch_size: int, programs: Programs,
+        objective: str, costs: Costs,
     ):
         """Copies the parameters to all devices of this host.
 
-        `batch_size` is rounded up to a multiple of their number.
+        Args:
+            drnet: the networks.
+            params: replicated over any devices, this host's among them; `batch_stats` likewise.
+            batch_size: rounded up to a multiple of the number of this host's devices.
+            programs: where the compiled networks are kept.
+            objective: config.router.objective, which says what the predictor's logits mean.
+            costs: by which the dial of `choose` charges.
         """
         self.drnet = drnet
+        self.costs = costs
+        self._objective = objective
         self.mesh = data_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self._programs = programs
@@ -43,19 +54,24 @@ class Server:
         variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), (params, batch_stats))
         self._variables = jax.device_put(variables, replicated(self.mesh))
 
-    def choose(self, images: np.ndarray) -> np.ndarray:
-        """The predictor's choice, without noise: int32 [N]."""
-        def choose(params, batch_stats, images):
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """What the predictor says for each resolution (see `routing.scores`): float32 [N, R]."""
+        def scores(params, batch_stats, images):
             logits, _ = self.drnet.route(params, batch_stats, images)
-            return routing.choose(logits)
+            return routing.scores(logits, self._objective)
 
-        return self._run("choose", choose, images)
+        return self._run("scores", scores, images)
+
+    def choose(self, images: np.ndarray, dial: float = 0.0) -> np.ndarray:
+        """The predictor's choice, without noise, at a dial (see `routing.charge`): int32 [N]."""
+        # On the host: no dial is ever compiled in, and a table of scores gives the same choice.
+        return policies.choose(self.scores(images), self.costs, dial)
 
     def classify(self, index: int, images: np.ndarray) -> np.ndarray:
-        """The best classes at one resolution, best first: int32 [N, min(5, C)]."""
+        """The log-probabilities of the classes at one resolution: float32 [N, C]."""
         def classify(params, batch_stats, images):
             logits, _ = self.drnet.classify(index, params, batch_stats, images)
-            return jax.lax.top_k(logits, min(TOP, logits.shape[-1]))[1].astype(jnp.int32)
+            return jax.nn.log_softmax(logits)
 
         return self._run(f"classify {self.drnet.resolutions[index]}px", classify, images)
 
@@ -70,8 +86,8 @@ class Server:
     def _run(self, name: str, function: Callable, images: np.ndarray) -> np.ndarray:
         count = len(images)
         if count < self.batch_size:
-            padding = np.repeat(images[:1], self.batch_size - count, axis=0)
-            images = np.concatenate([images, padding])
+            padding = ((0, self.batch_size - count), (0, 0), (0, 0), (0, 0))
+            images = np.pad(images, padding)
         batch = put_batch(self.mesh, {"image": images})["image"]
         mapped = per_device(self.mesh, function, (P(), P(), P(AXIS)), P(AXIS))
         result = self._programs.run(f"{name} x{self.batch_size}", mapped, *self._variables, batch)
@@ -93,11 +109,8 @@ class Queues:
 
     def put(
         self, images: np.ndarray, choice: np.ndarray, tickets: np.ndarray
-    ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """Queues images [N, ...] by choice [N]; yields (tickets, top classes) of full buckets.
-
-        A ticket is any number by which the caller knows the image again.
-        """
+    ) -> Iterable[Answers]:
+        """Queues images [N, ...] with tickets [N] by choice [N]; yields what full buckets give."""
         for index in np.unique(choice):
             rows = np.flatnonzero(choice == index)
             while len(rows):
@@ -110,13 +123,52 @@ class Queues:
                 if end == self.server.batch_size:
                     yield self._flush(index)
 
-    def drain(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    def drain(self) -> Iterable[Answers]:
         """Yields what is left, run in padded buckets."""
         for index, waiting in enumerate(self._waiting):
             if waiting:
                 yield self._flush(index)
 
-    def _flush(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _flush(self, index: int) -> Answers:
         count, self._waiting[index] = self._waiting[index], 0
-        top = self.server.classify(index, self._images[index][:count])
-        return self._tickets[index][:count].copy(), top
+        log_p = self.server.classify(index, self._images[index][:count])
+        return self._tickets[index][:count].copy(), index, log_p
+
+
+class CascadeQueues:
+    """Every image is classified small as it comes, and queued for a larger pass if in doubt."""
+
+    def __init__(self, server: Server, cascades: Sequence[policies.Cascade]):
+        self._server, self._queues = server, Queues(server)
+        self._low = np.array([cascade.low for cascade in cascades])
+        self._high = np.array([cascade.high for cascade in cascades])
+        self._fused = np.array([cascade.fused for cascade in cascades])
+        self._threshold = np.array([cascade.threshold for cascade in cascades])
+        # By ticket, of the images in the queues: which cascade, and the first pass's answer.
+        self._first: dict[int, tuple[int, np.ndarray]] = {}
+
+    def put(self, images: np.ndarray, which: np.ndarray, tickets: np.ndarray) -> Iterable[Answers]:
+        """Sends images [N, ...] with tickets [N] through cascades number which [N].
+
+        N is at most the server's batch size. Yields the answers that are final.
+        """
+        for index in np.unique(self._low[which]):
+            rows = np.flatnonzero(self._low[which] == index)
+            first = self._server.classify(index, images[rows])
+            sure = policies.confidence(first) >= self._threshold[which[rows]]
+            yield tickets[rows[sure]], index, first[sure]
+            again = rows[~sure]
+            for row, log_p in zip(again, first[~sure], strict=True):
+                self._first[int(tickets[row])] = (which[row], log_p)
+            choice = self._high[which[again]]
+            yield from map(self._merge, self._queues.put(images[again], choice, tickets[again]))
+
+    def drain(self) -> Iterable[Answers]:
+        """Yields what is left."""
+        yield from map(self._merge, self._queues.drain())
+
+    def _merge(self, answers: Answers) -> Answers:
+        tickets, index, second = answers
+        which, first = zip(*map(self._first.pop, tickets.tolist()), strict=True)
+        fused = self._fused[list(which)][:, None]
+        return tickets, index, np.where(fused, policies.fuse(np.stack(first), second), second)

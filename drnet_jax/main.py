@@ -18,6 +18,14 @@ MODE = flags.DEFINE_enum(
 CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "last", ["last", "best"], "Which checkpoint to evaluate."
 )
+BUDGET = flags.DEFINE_float(
+    "budget", None, "With --mode eval: mean cost to route at in 1e9 multiply-adds, the "
+    "predictor's included; 0 for none. In place of config.budget.target.", lower_bound=0,
+)
+CURVE = flags.DEFINE_bool(
+    "curve", None, "With --mode eval: also accuracy over cost, of all policies, into curve.json, "
+    "curve.csv and curve.png.",
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of several hosts (TPU pods, Slurm, or the variables "
     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
@@ -28,8 +36,13 @@ def main() -> None:
     if DISTRIBUTED.value:
         join_hosts()
     if MODE.value == "eval":
-        evaluate_workdir(WORKDIR.value, CHECKPOINT.value, CONFIG())
+        evaluate_workdir(
+            WORKDIR.value, CHECKPOINT.value, CONFIG(), BUDGET.value, bool(CURVE.value)
+        )
         return
+    for flag in (BUDGET, CURVE):
+        if flag.value is not None:
+            raise UserError(f"--{flag.name}: expected with --mode eval only")
     config = CONFIG()
     if config is None:
         raise UserError("--config: expected a config file, such as configs/quickstart.py")

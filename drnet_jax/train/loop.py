@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from drnet_jax import evaluate
 from drnet_jax.checkpoint import Checkpoints, Meta, check_compatible, open_existing
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs, model_costs
-from drnet_jax.data.loader import check_source, train_batches
+from drnet_jax.data.loader import Batch, check_source, train_batches
 from drnet_jax.data.sources import Source, open_source, resolve_classes
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
@@ -272,27 +273,30 @@ def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str,
     """Validates as the stage trains: at every resolution, or routed; `top1` ranks checkpoints."""
     server = Server(
         run.drnet, state.params, state.batch_stats, run.config.evaluation.batch_size,
-        run.evaluation_programs,
+        run.evaluation_programs, run.config.router.objective, run.costs,
     )
 
-    def outcome(router: evaluate.Router) -> evaluate.Outcome:
-        return evaluate.run(server, evaluate.validation_batches(run.config, run.val_source), router)
+    def batches() -> Iterable[Batch]:
+        return evaluate.validation_batches(run.config, run.val_source)
 
     if stage == "pretrain":
         at = {
-            f"top1_{resolution}": float(outcome(evaluate.fixed(index)).hits(1).mean())
-            for index, resolution in enumerate(run.costs.resolutions)
+            f"top1_{resolution}": float(outcome.hits(1).mean())
+            for resolution, outcome in zip(
+                run.costs.resolutions, evaluate.at_every_resolution(server, batches), strict=True
+            )
         }
         found = {"top1": float(np.mean(list(at.values())))} | at
     else:
-        result = outcome(evaluate.routed(server))
+        dial = evaluate.find_dial(server, batches, run.costs, run.config.budget.target * GIGA)
+        result = evaluate.run(server, batches(), evaluate.routed(server, dial))
         mix = result.mix(len(run.costs.resolutions)).tolist()
         found = {
             "top1": float(result.hits(1).mean()),
             "cost": run.costs.mean(mix, with_predictor=True),
+            "dial": dial,
             **{f"share_{size}": share
                for size, share in zip(run.costs.resolutions, mix, strict=True)},
         }
     run.telemetry.write("validation", number, {"stage": stage} | found)
     return found
-

@@ -1,0 +1,108 @@
+"""What a router gains over chance, and how surely: figures about a routed evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.cost import Costs
+from drnet_jax.policies import best_random_mix, oracle_choice
+
+RESAMPLES = 1000
+LEVEL = 0.95  # of the bootstrap intervals
+
+Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]  # means [..., K] -> numbers [...]
+
+
+def resampled_means(columns: np.ndarray, seed: int) -> np.ndarray:
+    """Means of columns [N, K] over bootstrap resamples of the rows: float64 [RESAMPLES, K]."""
+    count, random = len(columns), np.random.default_rng(seed)
+    # How often a resample holds each row is all that a mean needs of it.
+    return np.stack([
+        np.bincount(random.integers(count, size=count), minlength=count) @ columns / count
+        for _ in range(RESAMPLES)
+    ])
+
+
+def with_intervals(
+    columns: np.ndarray, statistics: Statistics, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Statistics of the column means, each as {"value", "interval": [low, high]}.
+
+    Args:
+        columns: float [N, K], one row an image.
+        statistics: numbers by name, from the means of the columns.
+        seed: of the resamples.
+    """
+    values = statistics(columns.mean(axis=0))
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {
+        name: {
+            "value": float(values[name]), "interval": np.quantile(resampled, ends).tolist(),
+        }
+        for name, resampled in statistics(resampled_means(columns, seed)).items()
+    }
+
+
+def router_gains(
+    right: np.ndarray, choice: np.ndarray, routed_right: np.ndarray, costs: Costs, seed: int
+) -> dict[str, dict[str, Any]]:
+    """What routing gains, with intervals over images (the dial stays as it is).
+
+    Args:
+        right: bool [N, R], whether each resolution answers each image right.
+        choice: int [N], where the router sent it.
+        routed_right: bool [N], whether it was answered right there.
+        costs: of the model.
+        seed: of the bootstrap.
+
+    Returns:
+        Numbers by name, see `with_intervals`: "top1"; "over_same_mix", top-1 less that of a random
+        mix of the same proportions; "over_best_mix", less that of the best random mix of the same
+        cost, where routing pays for the predictor and the mix does not (`best_random_mix`); and
+        "of_oracle", the latter as a share of what the oracle gains over the best random mix of
+        *its* cost, 0 where that is nothing.
+    """
+    classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
+    best = oracle_choice(right, classifier)
+    columns = np.column_stack([
+        right, choice[:, None] == np.arange(resolutions), routed_right, right.any(axis=1),
+        classifier[best],
+    ]).astype(float)
+
+    def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
+        fixed, mix = means[..., :resolutions], means[..., resolutions : 2 * resolutions]
+        top1, oracle, oracle_cost = np.moveaxis(means[..., 2 * resolutions :], -1, 0)
+        gain = top1 - best_random_mix(classifier, fixed, mix @ classifier + costs.predictor)
+        most = oracle - best_random_mix(classifier, fixed, oracle_cost)
+        return {
+            "top1": top1,
+            "over_same_mix": top1 - (fixed * mix).sum(axis=-1),
+            "over_best_mix": gain,
+            "of_oracle": np.where(most > 0, gain / np.where(most > 0, most, 1), 0.0),
+        }
+
+    return with_intervals(columns, statistics, seed)
+
+
+def agreement(right: np.ndarray, choice: np.ndarray, costs: Costs) -> np.ndarray:
+    """How many images whose cheapest right resolution is i (row) were sent to j (column).
+
+    int [R, R], of right [N, R] and choice [N]; images that no resolution gets right do not count.
+    """
+    some = right.any(axis=1)
+    cheapest = oracle_choice(right, np.array(costs.classifier, float))
+    return counts(cheapest[some], choice[some], (right.shape[1], right.shape[1]))
+
+
+def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often each pair of a row and a column number, both int [N], comes up: int `shape`."""
+    table = np.zeros(shape, int)
+    np.add.at(table, (rows, columns), 1)
+    return table
+
+
+def entropy(mix: np.ndarray) -> float:
+    """Entropy in nats of shares [R]: 0 where all are alike, ln R where they are even."""
+    some = mix[mix > 0]
+    return float(-(some * np.log(some)).sum()) + 0.0  # not -0.0
