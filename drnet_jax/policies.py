@@ -161,9 +161,7 @@ def with_threshold(
     # A hair more, for targets that are sums of these very costs, rounded.
     again = min(int(len(sure) * (target - first) / second + 1e-6), len(sure))
     ends = np.concatenate([[-np.inf], sure, [np.inf]])[again : again + 2]
-    # An end at infinity stays there, and ties stay on the cheap side.
-    threshold = ends.mean() if np.isfinite(ends).all() else ends[again > 0]
-    return dataclasses.replace(cascade, threshold=float(threshold))
+    return dataclasses.replace(cascade, threshold=float(ends.mean()))
 
 
 def cascaded(table: Table, costs: Costs, cascade: Cascade) -> Result:

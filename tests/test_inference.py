@@ -1,18 +1,19 @@
-import dataclasses
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from drnet_jax import evaluate
-from drnet_jax.inference import Queues, Server
+from drnet_jax import evaluate, policies, routing
+from drnet_jax.cost import Costs, Parameters
+from drnet_jax.inference import CascadeQueues, Queues, Server
 from drnet_jax.mesh import replicated
 from drnet_jax.programs import Programs
 from tests.tiny import RESOLUTIONS, mesh_of, random_batch, random_variables, tiny_drnet
 
 COUNT = 29
 BATCH = random_batch(COUNT)
+COSTS = Costs(RESOLUTIONS, (100, 60, 20), 5, Parameters(0, 0, 0))
 
 
 class Simulated:
@@ -23,13 +24,16 @@ class Simulated:
         classify = jax.jit(lambda image: [
             drnet.classify(index, *variables, image)[0] for index in range(len(RESOLUTIONS))])
         images = BATCH["image"][:, None]
-        self.choice = np.array([np.argmax(route(image)) for image in images])
-        logits = np.array([classify(image) for image in images])[:, :, 0]  # [N, R, C]
-        self.top = np.argsort(-logits, -1)[..., :5]
+        logits = np.concatenate([route(image) for image in images])
+        self.scores = np.asarray(routing.scores(logits, "outcome"))  # [N, R]
+        self.choice = np.argmax(logits, axis=1)
+        logits = np.array([classify(image) for image in images])[:, :, 0]
+        self.log_p = np.asarray(jax.nn.log_softmax(logits))  # [N, R, C]
+        self.table = policies.Table.of(self.scores, list(self.log_p.swapaxes(0, 1)), BATCH["label"])
 
     @property
     def routed(self):
-        return self.top[np.arange(COUNT), self.choice]
+        return self.log_p[np.arange(COUNT), self.choice]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,8 @@ def simulated(drnet, variables):
     found = Simulated(drnet, variables)
     # Else the comparisons below would compare little.
     assert (np.bincount(found.choice, minlength=3) > 4).all()
-    assert (found.top[:, 0] != found.top[:, 2]).any()
+    predicted = found.log_p.argmax(axis=2)
+    assert (predicted[:, 0] != predicted[:, 2]).any()
     return found
 
 
@@ -60,7 +65,7 @@ def make_server(drnet, variables, devices, batch_size, programs=None):
     state = jax.device_put(variables, replicated(mesh_of(8)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
-        return Server(drnet, *state, batch_size, programs or Programs())
+        return Server(drnet, *state, batch_size, programs or Programs(), "outcome", COSTS)
 
 
 @pytest.fixture(scope="module", params=[1, 8], ids=["1 device", "8 devices"])
@@ -81,14 +86,32 @@ def server(drnet, variables, devices, programs):
     return server
 
 
-def test_choices_and_classes_are_those_of_each_image_alone(server, simulated):
-    for rows in (slice(0, 8), slice(8, 11), slice(11, 12)):  # full, padded, a single image
+def assert_answers(found, expected):
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_choices_and_answers_are_those_of_each_image_alone(server, simulated):
+    # Full, padded, a single image, none.
+    for rows in (slice(0, 8), slice(8, 11), slice(11, 12), slice(12, 12)):
         images = BATCH["image"][rows]
+        assert_answers(server.scores(images), simulated.scores[rows])
         np.testing.assert_array_equal(server.choose(images), simulated.choice[rows])
         for index in range(len(RESOLUTIONS)):
-            top = server.classify(index, images)
-            assert top.dtype == np.int32
-            np.testing.assert_array_equal(top, simulated.top[rows, index])
+            assert_answers(server.classify(index, images), simulated.log_p[rows, index])
+
+
+def test_a_dial_changes_the_choice_and_compiles_nothing(server, simulated, programs):
+    compiled = set(programs.compiled)
+    mixes = []
+    for dial in (-1e3, -0.1, 0.1, 1e3):
+        choice = np.concatenate([server.choose(rows, dial) for rows in
+                                 np.split(BATCH["image"], [8, 16, 24])])
+        np.testing.assert_array_equal(choice, policies.choose(simulated.scores, COSTS, dial))
+        mixes.append(np.bincount(choice, minlength=3).tolist())
+    assert mixes[0] == [COUNT, 0, 0] and mixes[-1] == [0, 0, COUNT]
+    assert mixes[1] != mixes[2]
+    assert set(programs.compiled) == compiled
 
 
 def test_routed_is_simulated_over_ragged_batches(server, simulated):
@@ -97,11 +120,10 @@ def test_routed_is_simulated_over_ragged_batches(server, simulated):
     queues, done, batches = Queues(server), {}, 0
 
     def collect(results):
-        for names, tops in results:
-            assert len(names) == len(tops)
-            for name, top in zip(names.tolist(), tops, strict=True):
+        for names, index, answers in results:
+            for name, log_p in zip(names.tolist(), answers, strict=True):
                 assert name not in done  # each ticket once
-                done[name] = top
+                done[name] = (index, log_p)
 
     for rows in np.split(np.arange(COUNT), [5, 6, 13, 14, 22]):
         images = BATCH["image"][rows]
@@ -111,26 +133,76 @@ def test_routed_is_simulated_over_ragged_batches(server, simulated):
     assert batches == 6
     collect(queues.drain())
     assert sorted(done) == sorted(tickets.tolist())
-    np.testing.assert_array_equal([done[ticket] for ticket in tickets.tolist()], simulated.routed)
+    indices, answers = zip(*(done[ticket] for ticket in tickets.tolist()), strict=True)
+    np.testing.assert_array_equal(indices, simulated.choice)
+    assert_answers(np.stack(answers), simulated.routed)
     assert list(queues.drain()) == []
 
 
-def test_evaluation_runs_the_same_route(server, simulated):
-    def batches():
-        for rows in np.split(np.arange(COUNT), [8, 16, 24]):
-            padded = np.pad(rows, (0, 8 - len(rows)), mode="edge")
-            yield {name: values[padded] for name, values in BATCH.items()} | {
-                "index": padded, "mask": np.arange(8) < len(rows)}
+def batches():
+    for rows in np.split(np.arange(COUNT), [8, 16, 24]):
+        padded = np.pad(rows, (0, 8 - len(rows)), mode="edge")
+        yield {name: values[padded] for name, values in BATCH.items()} | {
+            "index": padded, "mask": np.arange(8) < len(rows)}
 
-    outcome = evaluate.run(server, batches(), evaluate.routed(server))
+
+def test_evaluation_runs_the_same_route(server, simulated):
+    outcome = evaluate.run(server, batches(), evaluate.routed(server, 0.0))
     np.testing.assert_array_equal(outcome.index, np.arange(COUNT))
     np.testing.assert_array_equal(outcome.label, BATCH["label"])
     np.testing.assert_array_equal(outcome.choice, simulated.choice)
-    np.testing.assert_array_equal(outcome.top, simulated.routed)
+    assert_answers(outcome.log_p, simulated.routed)
+    assert_answers(evaluate.all_scores(server, batches()), simulated.scores)
+
+
+def test_the_dial_meets_the_target_where_it_is_run(server):
+    target = 62.0  # the predictor's 5 included
+    dial = evaluate.find_dial(server, batches, COSTS, target)
+    choice = evaluate.run(server, batches(), evaluate.routed(server, dial)).choice
+    cost = np.take(COSTS.classifier, choice).mean() + COSTS.predictor
+    assert target - 80 / COUNT < cost <= target  # 80: one image from the smallest to the largest
+    assert evaluate.find_dial(server, batches, COSTS, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("pair", [
+    (policies.Cascade(2, 0, True), policies.Cascade(2, 0, True)),
+    (policies.Cascade(2, 1, False), policies.Cascade(2, 0, True)),
+    (policies.Cascade(1, 0, False), policies.Cascade(2, 1, True)),
+], ids=["one", "two that start alike", "two"])
+def test_cascades_run_as_the_table_says_image_by_image(server, simulated, pair):
+    table = simulated.table
+    cost = COSTS.classifier
+    pair = [  # 0.4 of the images go again
+        policies.with_threshold(each, table, COSTS, cost[each.low] + 0.4 * cost[each.high])
+        for each in pair
+    ]
+    outcome = evaluate.run_cascades(server, batches(), pair)
+    for half, cascade in enumerate(pair):
+        low, high = cascade.low, cascade.high
+        log_p, rows = simulated.log_p, np.arange(half, COUNT, 2)
+        again = table.confidence[rows, low] < cascade.threshold
+        assert 0 < again.sum() < len(rows)
+        np.testing.assert_array_equal(outcome.choice[rows], np.where(again, high, low))
+        second = log_p[:, high]
+        if cascade.fused:
+            second = np.asarray(jax.nn.log_softmax((log_p[:, low] + log_p[:, high]) / 2))
+        assert_answers(
+            outcome.log_p[rows], np.where(again[:, None], second[rows], log_p[rows, low])
+        )
+        result = policies.cascaded(table, COSTS, cascade)
+        np.testing.assert_array_equal(outcome.hits(1)[rows], result.right[rows])
+    assert outcome.images_per_second > 0
+
+
+def test_a_host_without_images_has_columns_of_the_right_shape(server):
+    outcome = evaluate.run(server, [], evaluate.routed(server, 0.0))
+    assert outcome.log_p.shape == (0, 7) and outcome.index.shape == (0,)
+    assert outcome.images_per_second == 0
+    assert evaluate.all_scores(server, []).shape == (0, 3)
 
 
 def test_the_warm_up_compiles_all_that_batches_of_any_size_need(server, programs):
-    names = ["choose x8", "classify 12px x8", "classify 16px x8", "classify 8px x8"]
+    names = ["classify 12px x8", "classify 16px x8", "classify 8px x8", "scores x8"]
     assert sorted(programs.compiled) == names
     for count in (1, 3, 8):
         server.choose(BATCH["image"][:count])
@@ -142,13 +214,6 @@ def test_the_warm_up_compiles_all_that_batches_of_any_size_need(server, programs
     ("devices", "asked", "size"), [(1, 5, 5), (8, 5, 8), (8, 8, 8), (8, 9, 16), (4, 6, 8)])
 def test_batch_size_is_rounded_up_to_the_devices(drnet, variables, devices, asked, size):
     assert make_server(drnet, variables, devices, asked).batch_size == size
-
-
-def test_fewer_classes_than_are_kept_give_them_all(drnet):
-    drnet = dataclasses.replace(drnet, classifier=drnet.classifier.clone(classes=3))
-    server = make_server(drnet, random_variables(drnet), 1, 4)
-    top = server.classify(2, BATCH["image"][:4])
-    np.testing.assert_array_equal(np.sort(top), [[0, 1, 2]] * 4)
 
 
 class Recorder:
@@ -175,22 +240,52 @@ def test_queues_by_hand():
 
     def put(numbers, choice):
         results = queues.put(numbered(*numbers), np.array(choice), 100 + np.array(numbers))
-        return [(tickets.tolist(), top[:, 0].tolist()) for tickets, top in results]
+        return as_lists(results)
 
-    assert put([0, 1, 2], [0, 1, 0]) == [([100, 102], [0, 2])]
+    def as_lists(results):
+        return [(tickets.tolist(), index, log_p[:, 0].tolist()) for tickets, index, log_p in results]
+
+    assert put([0, 1, 2], [0, 1, 0]) == [([100, 102], 0, [0, 2])]
     assert put([3], [0]) == []
     # One batch may fill a queue more than once.
-    assert put([4, 5, 6, 7, 8], [1] * 5) == [([101, 104], [1, 4]), ([105, 106], [5, 6]),
-                                             ([107, 108], [7, 8])]
+    assert put([4, 5, 6, 7, 8], [1] * 5) == [([101, 104], 1, [1, 4]), ([105, 106], 1, [5, 6]),
+                                             ([107, 108], 1, [7, 8])]
     assert put([], []) == []
-    left = [(tickets.tolist(), top[:, 0].tolist()) for tickets, top in queues.drain()]
-    assert left == [([103], [3])]
+    assert as_lists(queues.drain()) == [([103], 0, [3])]
     assert server.calls == [(0, [0, 2]), (1, [1, 4]), (1, [5, 6]), (1, [7, 8]), (0, [3])]
 
 
 def test_results_survive_the_next_batch():
     # The queue's memory is used again, the tickets it has handed out must not change.
     queues = Queues(Recorder(batch_size=2))
-    (first, _), = queues.put(numbered(0, 1), np.zeros(2, int), np.array([10, 11]))
-    (second, _), = queues.put(numbered(2, 3), np.zeros(2, int), np.array([12, 13]))
+    (first, *_), = queues.put(numbered(0, 1), np.zeros(2, int), np.array([10, 11]))
+    (second, *_), = queues.put(numbered(2, 3), np.zeros(2, int), np.array([12, 13]))
     assert first.tolist() == [10, 11] and second.tolist() == [12, 13]
+
+
+class Doubtful(Recorder):
+    """Is the surer the greater the number on the image: log-probabilities [-1/n, -n]."""
+
+    def classify(self, index, images):
+        numbers = super().classify(index, images).astype(np.float32) + index
+        return np.concatenate([-1 / numbers, -numbers], axis=1)
+
+
+def test_cascade_queues_by_hand():
+    server = Doubtful(batch_size=2)
+    queues = CascadeQueues(server, [policies.Cascade(1, 0, False, threshold=-0.25)])
+
+    def as_lists(results):
+        return [(tickets.tolist(), index) for tickets, index, _ in results]
+
+    def put(*numbers):
+        return as_lists(queues.put(
+            numbered(*numbers), np.zeros(len(numbers), int), 100 + np.array(numbers)))
+
+    # Image n is classified small, as n + 1: sure from 3 on.
+    assert put(1, 3) == [([103], 1)]
+    assert server.calls == [(1, [1, 3])]
+    assert put(5, 2) == [([105], 1), ([101, 102], 0)]  # the second queue is full
+    assert put(2) == [([], 1)]
+    assert as_lists(queues.drain()) == [([102], 0)]
+    assert server.calls[1:] == [(1, [5, 2]), (0, [1, 2]), (1, [2]), (0, [2])]

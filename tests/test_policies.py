@@ -1,0 +1,203 @@
+"""Policies by hand: six images at three resolutions, of cost 100, 60 and 20, and a predictor of 5.
+
+The larger the confidence of an image, the surer; the table's are small integers.
+"""
+
+import numpy as np
+import pytest
+
+from drnet_jax import policies
+from drnet_jax.cost import Costs, Parameters
+from drnet_jax.errors import UserError
+from drnet_jax.policies import Cascade, Result, Table
+
+COSTS = Costs((16, 12, 8), (100, 60, 20), 5, Parameters(0, 0, 0))
+CLASSIFIER = np.array(COSTS.classifier, float)
+RIGHT = np.array([[1, 1, 1],
+                  [1, 1, 0],
+                  [1, 0, 1],
+                  [1, 0, 0],
+                  [0, 0, 0],
+                  [0, 1, 0]], bool)
+CONFIDENCE = np.array([[0, 0, 5],
+                       [0, 0, 1],
+                       [0, 0, 6],
+                       [0, 0, 2],
+                       [0, 0, 3],
+                       [0, 0, 4]], float)
+SCORES = np.array([[0.9, 0.2, 0.1],  # moves from the first to the last at a dial of 1
+                   [0.5, 0.6, 0.1],  # from the second to the last at 1.25
+                   [0.1, 0.2, 0.9],
+                   [0.5, 0.7, 0.5],  # at 0.5
+                   [0.8, 0.1, 0.2],  # at 0.75
+                   [0.0, 0.0, 0.3]], np.float32)
+
+
+def fused_table():
+    fused = np.zeros((6, 3, 3), bool)
+    fused[:, 2, 0] = [1, 0, 1, 1, 1, 0]
+    return Table(SCORES, RIGHT, CONFIDENCE, fused)
+
+
+TABLE = fused_table()
+
+
+def log_p(*rows):
+    return np.log(np.array(rows, np.float32))
+
+
+def test_ranks_confidences_and_fusing_by_hand():
+    first = log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])
+    second = log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2])
+    np.testing.assert_array_equal(policies.rank(first, np.array([1, 2])), [1, 0])
+    # A tie counts against the label, and nothing is right among what is no number.
+    np.testing.assert_array_equal(policies.rank(second, np.array([1, 0])), [0, 1])
+    np.testing.assert_array_equal(policies.rank(np.full((1, 3), np.nan), np.array([0])), [2])
+    np.testing.assert_allclose(np.exp(policies.confidence(first)), [0.5, 0.8], rtol=1e-6)
+    product = np.sqrt([[0.1, 0.21, 0.02], [0.04, 0.04, 0.16]])
+    expected = product / product.sum(1, keepdims=True)
+    np.testing.assert_allclose(np.exp(policies.fuse(first, second)), expected, rtol=1e-5)
+
+
+def test_table_of_answers_by_hand():
+    at = [log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2]), log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])]
+    table = Table.of(np.zeros((2, 2), np.float32), at, np.array([1, 2]))
+    np.testing.assert_array_equal(table.right, [[True, False], [False, True]])
+    np.testing.assert_allclose(np.exp(table.confidence), [[0.7, 0.5], [0.4, 0.8]], rtol=1e-6)
+    np.testing.assert_array_equal(table.fused[:, 1, 0], [True, True])
+    assert table.fused.sum() == 2  # only the larger after the smaller
+
+
+@pytest.mark.parametrize(("target", "dial", "choice", "cost"), [
+    (0.0, 0.0, [0, 1, 2, 1, 0, 2], 65),
+    (59.0, 0.5, [0, 1, 2, 2, 0, 2], 320 / 6 + 5),
+    (45.0, 0.75, [0, 1, 2, 2, 2, 2], 45),
+    (25.0, 1.25, [2, 2, 2, 2, 2, 2], 25),
+])
+def test_routed_at_a_dial_by_hand(target, dial, choice, cost):
+    found = policies.find_dial(SCORES, COSTS, target)
+    # A hair above, as the dial leaves the last tie behind it.
+    assert dial <= found < dial + 1e-4 if target else found == 0
+    chosen = policies.choose(SCORES, COSTS, found)
+    np.testing.assert_array_equal(chosen, choice)
+    result = policies.at_choice(TABLE, COSTS, chosen)
+    assert result.mean_cost() == pytest.approx(cost)
+    np.testing.assert_array_equal(result.right, RIGHT[range(6), choice])
+
+
+def test_tied_scores_move_together():
+    scores = np.tile(np.array([[0.9, 0.5, 0.1]], np.float32), (8, 1))
+    dial = policies.find_dial(scores, COSTS, 90.0)
+    assert (policies.choose(scores, COSTS, dial) != 0).all()  # below the target, and far from it
+
+
+@pytest.mark.parametrize(("target", "again", "threshold"), [
+    (19.9, None, None),  # does not even pay for the first pass
+    (20.0, 0, -np.inf),
+    (36.0, 0, -np.inf),
+    (20 + 100 / 6, 1, 1.5),
+    (20 + 200 / 6, 2, 2.5),
+    (119.9, 5, 5.5),
+    (120.0, 6, np.inf),
+    (500.0, 6, np.inf),
+])
+def test_threshold_by_hand(target, again, threshold):
+    cascade = policies.with_threshold(Cascade(2, 0, False), TABLE, COSTS, target)
+    if again is None:
+        assert cascade is None
+        return
+    assert cascade.threshold == threshold
+    result = policies.cascaded(TABLE, COSTS, cascade)
+    assert result.mean_cost() == pytest.approx(20 + again * 100 / 6)
+    assert result.mean_cost() <= target + 1e-6
+
+
+def test_ties_of_confidence_stay_on_the_cheap_side():
+    table = Table(SCORES, RIGHT, np.array([[0, 0, value] for value in (1, 2, 2, 2, 3, 4)], float),
+                  TABLE.fused)
+    cascade = policies.with_threshold(Cascade(2, 0, False), table, COSTS, 20 + 300 / 6)
+    assert policies.cascaded(table, COSTS, cascade).mean_cost() == pytest.approx(20 + 100 / 6)
+
+
+@pytest.mark.parametrize(("fused", "right", "name"), [
+    (False, [1, 1, 1, 1, 0, 0], "cascade 8>16"),
+    (True, [1, 0, 1, 1, 1, 0], "cascade 8>16 fused"),
+])
+def test_cascade_by_hand(fused, right, name):
+    # The second, fourth and fifth image go again.
+    cascade = Cascade(2, 0, fused, threshold=3.5)
+    result = policies.cascaded(TABLE, COSTS, cascade)
+    assert result.name == name
+    np.testing.assert_array_equal(result.right, np.array(right, bool))
+    np.testing.assert_array_equal(result.cost, [20, 120, 20, 120, 120, 20])
+
+
+def test_every_pair_is_a_cascade_from_small_to_large():
+    names = [cascade.name(COSTS.resolutions) for cascade in policies.cascades(COSTS)]
+    assert names == ["12>16", "12>16 fused", "8>16", "8>16 fused", "8>12", "8>12 fused"]
+
+
+@pytest.mark.parametrize(
+    ("costs", "choice"),
+    [
+        ([100, 60, 20], [2, 1, 2, 0, 2, 1]),
+        ([20, 60, 100], [0, 0, 0, 0, 0, 1]),  # by cost, and not by position
+        ([60, 20, 100], [1, 1, 0, 0, 1, 1]),
+    ],
+)
+def test_oracle_by_hand(costs, choice):
+    np.testing.assert_array_equal(policies.oracle_choice(RIGHT, np.array(costs, float)), choice)
+
+
+@pytest.mark.parametrize(("accuracy", "by_budget"), [
+    # A concave curve is its own envelope; beyond the ends it is level.
+    ([0.9, 0.8, 0.4], {10: 0.4, 20: 0.4, 40: 0.6, 60: 0.8, 80: 0.85, 100: 0.9, 105: 0.9}),
+    # The middle lies below the line between the ends, which is better than it.
+    ([0.8, 0.5, 0.4], {20: 0.4, 40: 0.5, 60: 0.6, 100: 0.8}),
+    # What costs more and answers worse is never bought.
+    ([0.5, 0.8, 0.4], {40: 0.6, 60: 0.8, 80: 0.8, 100: 0.8}),
+    ([0.5, 0.5, 0.5], {20: 0.5, 70: 0.5}),
+])
+def test_best_random_mix_by_hand(accuracy, by_budget):
+    budgets = np.array(list(by_budget), float)
+    accuracy = np.array(accuracy)
+    found = policies.best_random_mix(CLASSIFIER, accuracy, budgets)
+    np.testing.assert_allclose(found, list(by_budget.values()))
+    # One by one, and with the resolutions in another order.
+    np.testing.assert_allclose(
+        [policies.best_random_mix(CLASSIFIER[::-1], accuracy[::-1], each) for each in budgets],
+        found)
+
+
+def test_best_random_mix_of_many_accuracies():
+    accuracy = np.array([[0.9, 0.8, 0.4], [0.8, 0.5, 0.4]])
+    found = policies.best_random_mix(CLASSIFIER, accuracy, np.array([40.0, 60.0]))
+    np.testing.assert_allclose(found, [0.6, 0.6])
+
+
+def test_cross_fit_by_hand():
+    def result(name, right, cost):
+        return Result(name, np.array(right, bool), np.full(6, float(cost)))
+
+    # The images of even index favour the first policy, those of odd index the second.
+    results = [result("a", [1, 0, 1, 0, 1, 1], 10), result("b", [1, 1, 0, 1, 0, 1], 20)]
+    picked, crossed = policies.cross_fit(results)
+    assert picked == (1, 0) and crossed.name == "b / a"
+    # So each half gets what was best for the other, and an honest accuracy.
+    np.testing.assert_array_equal(crossed.right, [1, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(crossed.cost, [20, 10, 20, 10, 20, 10])
+    # Where both halves agree, the policy is that one; of equals, the first.
+    picked, crossed = policies.cross_fit([results[0], results[0], result("c", [0] * 6, 1)])
+    assert picked == (0, 0) and crossed.name == "a" and crossed.top1() == results[0].top1()
+
+
+@pytest.mark.parametrize("target", [0, 25, 65, 105])
+def test_targets_that_routing_can_meet(target):
+    policies.check_target(COSTS, target)
+
+
+@pytest.mark.parametrize("target", [20, 24.9, 105.2, 1e9])
+def test_targets_that_it_cannot_meet_are_told_with_the_range(target):
+    message = r"expected 2\.5e-08 \(.*8 px for all\) to 1\.05e-07 \(.*16 px for all\)"
+    with pytest.raises(UserError, match=message):
+        policies.check_target(COSTS, target)
