@@ -215,7 +215,8 @@ def cross_fit(results: Sequence[Result]) -> tuple[tuple[int, int], Result]:
     """The best policy, chosen for each half of the images by the labels of the other half.
 
     The halves are the images of even and of odd index. The choice of a policy is a fit to labels,
-    so its accuracy counts on images that had no say in it.
+    so its accuracy counts on images that had no say in it. Dials and thresholds are met on all
+    images together, so that a policy's cost on one half may lie a little off the budget.
 
     Returns:
         Which result each half gets, and what that makes of all images.

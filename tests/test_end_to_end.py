@@ -104,8 +104,9 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     report = json.loads((finished / "eval.json").read_text())
     assert report["images"] == 15
     names = [policy["name"] for policy in report["policies"]]
-    assert names == ["fixed 32", "fixed 24", "fixed 16", "routed", "random", "oracle"]
+    assert names == ["fixed 32", "fixed 24", "fixed 16", "routed", "random", "oracle", "cascade"]
     assert all(name in out for name in names)
+    assert "over the best random mix" in out
     by_name = dict(zip(names, report["policies"], strict=True))
     assert by_name["random"]["mix"] == by_name["routed"]["mix"]
     assert by_name["oracle"]["top1"] >= max(by_name[name]["top1"] for name in names[:5])
@@ -114,7 +115,46 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     last = [line for line in lines(finished) if line["kind"] == "validation"][-1]
     assert by_name["routed"]["top1"] == last["top1"]
     np.testing.assert_allclose(by_name["routed"]["multiply_adds"], last["cost"])
+    # Both route at the budget of the config.
+    assert report["budget"]["target"] == 4e4
+    assert report["budget"]["dial"] == last["dial"] != 0
+    assert last["cost"] <= 4e4
     assert (finished / "routing.png").stat().st_size > 0
+    assert not (finished / "curve.png").exists()
+
+
+def test_a_budget_and_a_curve_from_the_command_line(finished):
+    status, out, err = commands.run(
+        "--mode", "eval", "--workdir", str(finished), "--budget", "5e-5", "--curve")
+    assert status == 0, err
+    report = json.loads((finished / "eval.json").read_text())
+    assert report["budget"]["target"] == 5e4
+    routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
+    assert routed["multiply_adds"] == report["budget"]["multiply_adds"] <= 5e4
+    assert "50.0 k asked for" in out
+    swept = json.loads((finished / "curve.json").read_text())
+    fixed = {policy["name"]: policy for policy in report["policies"]}
+    for size, each in zip(swept["resolutions"], swept["fixed"], strict=True):
+        assert each["top1"] == fixed[f"fixed {size}"]["top1"]
+        assert each["multiply_adds"] == fixed[f"fixed {size}"]["multiply_adds"]
+    assert len((finished / "curve.csv").read_text().splitlines()) == len(swept["points"]) + 1
+    assert (finished / "curve.png").stat().st_size > 0
+    assert "top-1 % by budget" in out
+
+
+def test_a_budget_out_of_reach_is_told_before_long_work(finished):
+    status, out, err = commands.run(
+        "--mode", "eval", "--workdir", str(finished), "--budget", "1")
+    assert status == 2
+    assert "expected 2.309e-05" in err and "to 5.765e-05" in err and "received 1" in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("flags", [("--budget=1",), ("--curve",)])
+def test_flags_of_the_evaluation_are_refused_in_training(tmp_path, flags):
+    status, _, err = commands.run("--workdir", str(tmp_path / "run"), *flags)
+    assert status == 2
+    assert "with --mode eval only" in err
 
 
 def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
