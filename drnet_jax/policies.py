@@ -119,12 +119,16 @@ def find_dial(scores: np.ndarray, costs: Costs, target: float) -> float:
     """
     if not target:
         return 0.0
-    return float(_dial_for(scores, _array(costs), target - costs.predictor))
+    dial = float(_dial_for(scores, _array(costs), target - costs.predictor))
+    # The search ends where the last image has only just moved; another program may round otherwise.
+    return dial + 1e-5 * (1 + abs(dial))
 
 
 def choose(scores: np.ndarray, costs: Costs, dial: float) -> np.ndarray:
     """Where the predictor sends images of these scores [N, R] at a dial: int32 [N]."""
-    return np.asarray(routing.choose(routing.charge(scores, _array(costs), dial)))
+    # By the row: JAX would compile for every new N.
+    charge = np.asarray(routing.charge(np.zeros(scores.shape[1:], np.float32), _array(costs), dial))
+    return np.argmax(scores + charge, axis=1).astype(np.int32)
 
 
 def _array(costs: Costs) -> np.ndarray:

@@ -25,7 +25,8 @@ SCORES = np.array([[0.9, 0.2, 0.1],
                    [0.5, 0.7, 0.5],
                    [0.8, 0.1, 0.2],
                    [0.0, 0.0, 0.3]], np.float32)
-SURE = np.array([[1, 2, 3, 4, 5, 6], [3, 1, 2, 6, 4, 5], [6, 2, 5, 1, 3, 4]]).T  # the more the surer
+# The more, the surer is the answer of a resolution.
+SURE = np.array([[1, 2, 3, 4, 5, 6], [3, 1, 2, 6, 4, 5], [6, 2, 5, 1, 3, 4]]).T
 COSTS = Costs((16, 12, 8), (100, 60, 20), 5, Parameters(0, 0, 0))
 SCALE = np.array([0.5, 0.75, 0.5, 1.0, 1.0, 1.0])  # ROUTED sends the fourth and the last below it
 

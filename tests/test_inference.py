@@ -243,7 +243,8 @@ def test_queues_by_hand():
         return as_lists(results)
 
     def as_lists(results):
-        return [(tickets.tolist(), index, log_p[:, 0].tolist()) for tickets, index, log_p in results]
+        return [(tickets.tolist(), index, log_p[:, 0].tolist())
+                for tickets, index, log_p in results]
 
     assert put([0, 1, 2], [0, 1, 0]) == [([100, 102], 0, [0, 2])]
     assert put([3], [0]) == []

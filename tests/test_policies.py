@@ -6,7 +6,7 @@ The larger the confidence of an image, the surer; the table's are small integers
 import numpy as np
 import pytest
 
-from drnet_jax import policies
+from drnet_jax import policies, routing
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.errors import UserError
 from drnet_jax.policies import Cascade, Result, Table
@@ -83,6 +83,25 @@ def test_routed_at_a_dial_by_hand(target, dial, choice, cost):
     result = policies.at_choice(TABLE, COSTS, chosen)
     assert result.mean_cost() == pytest.approx(cost)
     np.testing.assert_array_equal(result.right, RIGHT[range(6), choice])
+
+
+def test_the_dial_keeps_its_distance_from_the_last_image_that_moved():
+    random = np.random.default_rng(0)
+    for target in np.linspace(30, 100, 30):
+        scores = random.random((15, 3)).astype(np.float32)
+        dial = policies.find_dial(scores, COSTS, target)
+        for noise in (0, *(1e-6 * random.standard_normal((3, 15, 3)))):  # as of another rounding
+            choice = policies.choose((scores + noise).astype(np.float32), COSTS, dial)
+            assert CLASSIFIER[choice].mean() + COSTS.predictor <= target
+
+
+def test_choices_are_those_that_routing_charges_for():
+    scores = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
+    for dial in (-0.7, 0.0, 0.7):
+        charged = routing.charge(scores, CLASSIFIER.astype(np.float32), dial)
+        choice = policies.choose(scores, COSTS, dial)
+        np.testing.assert_array_equal(choice, routing.choose(charged))
+        assert choice.dtype == np.int32
 
 
 def test_tied_scores_move_together():
