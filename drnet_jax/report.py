@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from drnet_jax import curve, evaluate, images, policies, text
+from drnet_jax import curve, evaluate, images, outcomes, policies, text
 from drnet_jax.checkpoint import check_compatible, open_existing
 from drnet_jax.config import Config
 from drnet_jax.cost import model_costs
@@ -36,9 +36,8 @@ def evaluate_workdir(
     Args:
         workdir: of a training run; its checkpoint knows the config and the classes.
         which: "last" or "best".
-        override: whose `data`, `evaluation`, `budget` and `seed` to use instead of the
-            checkpoint's.
-        budget: in place of config.budget.target, in the same unit; 0 for none.
+        override: whose `data`, `evaluation` and `seed` to use instead of the checkpoint's.
+        budget: in place of the checkpoint's config.budget.target, in the same unit; 0 for none.
         with_curve: whether to go through all budgets too, and write curve.json, .csv and .png.
 
     Raises:
@@ -52,7 +51,7 @@ def evaluate_workdir(
     source = open_source(config.data, training=False)
     check_compatible(meta, config, source.classes, workdir)
     costs = model_costs(config, len(meta.classes))
-    target = policies.GIGA * (config.budget.target if budget is None else budget)
+    target = policies.GIGA * (meta.config.budget.target if budget is None else budget)
     policies.check_target(costs, target)
     if with_curve and len(costs.resolutions) == 1:
         raise UserError("--curve: expected several config.model.resolutions, received one")
@@ -62,10 +61,10 @@ def evaluate_workdir(
 
     server = Server(
         DRNet.from_config(config, len(meta.classes)), params, batch_stats,
-        config.evaluation.batch_size, Programs(), config.router.objective, costs,
+        config.evaluation.batch_size, Programs(), meta.config.router.objective, costs,
     )
     numbers, outcome, known = evaluate.evaluate(
-        server, lambda: evaluate.validation_batches(config, source), costs, target, config.seed
+        server, lambda: outcomes.validation_batches(config, source), costs, target, config.seed
     )
     report = {"checkpoint": step, "stage": meta.stage, "seed": config.seed} | numbers
     if jax.process_index() == 0:
@@ -155,7 +154,7 @@ def _cascade_lines(policies: list[dict[str, Any]]) -> list[str]:
 
 
 def draw_routing(
-    path: Path, outcome: evaluate.Outcome, config: Config, source: Source
+    path: Path, outcome: outcomes.Outcome, config: Config, source: Source
 ) -> None:
     """Draws some images of each resolution, at it, under the class predicted; wrong ones in red.
 

@@ -127,12 +127,12 @@ def test_a_budget_and_a_curve_from_the_command_line(finished):
     status, out, err = commands.run(
         "--mode", "eval", "--workdir", str(finished), "--budget", "5e-5", "--curve")
     assert status == 0, err
-    report = json.loads((finished / "eval.json").read_text())
+    report = json.loads((finished / "eval.json").read_text(), parse_constant=pytest.fail)
     assert report["budget"]["target"] == 5e4
     routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
     assert routed["multiply_adds"] == report["budget"]["multiply_adds"] <= 5e4
     assert "50.0 k asked for" in out
-    swept = json.loads((finished / "curve.json").read_text())
+    swept = json.loads((finished / "curve.json").read_text(), parse_constant=pytest.fail)
     fixed = {policy["name"]: policy for policy in report["policies"]}
     for size, each in zip(swept["resolutions"], swept["fixed"], strict=True):
         assert each["top1"] == fixed[f"fixed {size}"]["top1"]

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from drnet_jax import evaluate, policies, routing
+from drnet_jax import evaluate, outcomes, policies, routing
 from drnet_jax.cost import Costs, Parameters
 
 # Where the label of image i comes among the predictions at each resolution; 9: behind the five.
@@ -83,15 +83,15 @@ def batches(with_scale=False):
 @pytest.mark.parametrize(
     ("router", "choice"),
     [
-        (evaluate.fixed(1), np.ones(6, int)),
-        (evaluate.routed(TableServer(), 0.0), ROUTED),
-        (evaluate.given(np.array([2, 2, 1, 1, 0, 0])), np.array([2, 2, 1, 1, 0, 0])),
+        (outcomes.fixed(1), np.ones(6, int)),
+        (outcomes.routed(TableServer(), 0.0), ROUTED),
+        (outcomes.given(np.array([2, 2, 1, 1, 0, 0])), np.array([2, 2, 1, 1, 0, 0])),
     ],
     ids=["fixed", "routed", "given"],
 )
 def test_each_image_is_run_exactly_once_where_it_is_sent(router, choice):
     server = TableServer()
-    outcome = evaluate.run(server, batches(), router)
+    outcome = outcomes.run(server, batches(), router)
     assert sorted(server.seen) == list(enumerate(choice))
     np.testing.assert_array_equal(outcome.index, range(6))
     np.testing.assert_array_equal(outcome.label, LABEL)
@@ -102,7 +102,7 @@ def test_each_image_is_run_exactly_once_where_it_is_sent(router, choice):
 
 
 def outcome_of(choice):
-    return evaluate.run(TableServer(), batches(), evaluate.given(np.asarray(choice)))
+    return outcomes.run(TableServer(), batches(), outcomes.given(np.asarray(choice)))
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def test_rows_of_all_hosts_by_index(monkeypatch, lengths):
                                 if len(host[name]) else given[name] * 0
                                 for host in hosts]) for name in given}
 
-    monkeypatch.setattr(evaluate.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(evaluate.multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(outcomes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(outcomes.multihost_utils, "process_allgather", allgather)
     for host in hosts:
-        table = evaluate._from_all_hosts(host)
+        table = outcomes._from_all_hosts(host)
         np.testing.assert_array_equal(table["index"], np.arange(sum(lengths)))
         np.testing.assert_array_equal(table["values"][:, 1], 10 * np.arange(sum(lengths)))
 

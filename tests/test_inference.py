@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax import evaluate, policies, routing
+from drnet_jax import outcomes, policies, routing
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.inference import CascadeQueues, Queues, Server
 from drnet_jax.mesh import replicated
@@ -147,21 +147,21 @@ def batches():
 
 
 def test_evaluation_runs_the_same_route(server, simulated):
-    outcome = evaluate.run(server, batches(), evaluate.routed(server, 0.0))
+    outcome = outcomes.run(server, batches(), outcomes.routed(server, 0.0))
     np.testing.assert_array_equal(outcome.index, np.arange(COUNT))
     np.testing.assert_array_equal(outcome.label, BATCH["label"])
     np.testing.assert_array_equal(outcome.choice, simulated.choice)
     assert_answers(outcome.log_p, simulated.routed)
-    assert_answers(evaluate.all_scores(server, batches()), simulated.scores)
+    assert_answers(outcomes.all_scores(server, batches()), simulated.scores)
 
 
 def test_the_dial_meets_the_target_where_it_is_run(server):
     target = 62.0  # the predictor's 5 included
-    dial = evaluate.find_dial(server, batches, COSTS, target)
-    choice = evaluate.run(server, batches(), evaluate.routed(server, dial)).choice
+    dial = outcomes.find_dial(server, batches, COSTS, target)
+    choice = outcomes.run(server, batches(), outcomes.routed(server, dial)).choice
     cost = np.take(COSTS.classifier, choice).mean() + COSTS.predictor
     assert target - 80 / COUNT < cost <= target  # 80: one image from the smallest to the largest
-    assert evaluate.find_dial(server, batches, COSTS, 0.0) == 0.0
+    assert outcomes.find_dial(server, batches, COSTS, 0.0) == 0.0
 
 
 @pytest.mark.parametrize("pair", [
@@ -176,7 +176,7 @@ def test_cascades_run_as_the_table_says_image_by_image(server, simulated, pair):
         policies.with_threshold(each, table, COSTS, cost[each.low] + 0.4 * cost[each.high])
         for each in pair
     ]
-    outcome = evaluate.run_cascades(server, batches(), pair)
+    outcome = outcomes.run_cascades(server, batches(), pair)
     for half, cascade in enumerate(pair):
         low, high = cascade.low, cascade.high
         log_p, rows = simulated.log_p, np.arange(half, COUNT, 2)
@@ -195,10 +195,10 @@ def test_cascades_run_as_the_table_says_image_by_image(server, simulated, pair):
 
 
 def test_a_host_without_images_has_columns_of_the_right_shape(server):
-    outcome = evaluate.run(server, [], evaluate.routed(server, 0.0))
+    outcome = outcomes.run(server, [], outcomes.routed(server, 0.0))
     assert outcome.log_p.shape == (0, 7) and outcome.index.shape == (0,)
     assert outcome.images_per_second == 0
-    assert evaluate.all_scores(server, []).shape == (0, 3)
+    assert outcomes.all_scores(server, []).shape == (0, 3)
 
 
 def test_the_warm_up_compiles_all_that_batches_of_any_size_need(server, programs):

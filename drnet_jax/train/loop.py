@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from drnet_jax import evaluate
+from drnet_jax import outcomes
 from drnet_jax.checkpoint import Checkpoints, Meta, check_compatible, open_existing
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs, model_costs
@@ -277,19 +277,19 @@ def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str,
     )
 
     def batches() -> Iterable[Batch]:
-        return evaluate.validation_batches(run.config, run.val_source)
+        return outcomes.validation_batches(run.config, run.val_source)
 
     if stage == "pretrain":
         at = {
             f"top1_{resolution}": float(outcome.hits(1).mean())
             for resolution, outcome in zip(
-                run.costs.resolutions, evaluate.at_every_resolution(server, batches), strict=True
+                run.costs.resolutions, outcomes.at_every_resolution(server, batches), strict=True
             )
         }
         found = {"top1": float(np.mean(list(at.values())))} | at
     else:
-        dial = evaluate.find_dial(server, batches, run.costs, run.config.budget.target * GIGA)
-        result = evaluate.run(server, batches(), evaluate.routed(server, dial))
+        dial = outcomes.find_dial(server, batches, run.costs, run.config.budget.target * GIGA)
+        result = outcomes.run(server, batches(), outcomes.routed(server, dial))
         mix = result.mix(len(run.costs.resolutions)).tolist()
         found = {
             "top1": float(result.hits(1).mean()),
