@@ -151,7 +151,7 @@ class Window:
             found["mix"] = self._by_resolution(mix)
             found["cost"] = float(mix @ np.array(self._costs.classifier)) + self._costs.predictor
             found["entropy"] = float(means["entropy"])
-            found["regulariser"] = float(means["regulariser"])
+            found["router_loss"] = float(means["router_loss"])
         else:
             found["accuracy"] = self._by_resolution(means["correct"])
         found["images_per_second"] = images / seconds
