@@ -20,9 +20,10 @@ from drnet_jax.inference import Queues, Server
 from drnet_jax.mesh import AXIS, per_device, put_batch, replicated
 from drnet_jax.programs import Programs
 from drnet_jax.timing import Case
+from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
-from drnet_jax.train.steps import Objective, Plan, Sums
+from drnet_jax.train.steps import Plan, Sums
 
 STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
 STREAM = 12  # batches of a routed stream: enough for the queues to fill
@@ -97,10 +98,7 @@ def training(
             drnet=drnet, optimizer=make_optimizer(config, stage, STEPS_PER_EPOCH), mesh=mesh,
             programs=new_programs(), stage=stage, estimator=estimator,
             bucket_multiple=config.bucket_multiple,
-            objective=Objective(
-                costs=costs.classifier, alpha=config.router.alpha * 1e9, eta=config.router.eta,
-                temperature=config.router.temperature,
-            ), **forced,
+            objective=make_objective(config, costs), **forced,
         )
 
     def contestant(

@@ -10,6 +10,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def binary_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """Cross-entropy, float32 [B], of sigmoid(logits [B]) against probabilities [B]."""
+    return optax.sigmoid_binary_cross_entropy(logits, probabilities)
+
+
 def mean_cost(mix: jax.Array, costs: jax.Array) -> jax.Array:
     """E[F] of Eq. 6: mix [R], the share of the global batch at each resolution, and costs [R]."""
     return jnp.dot(mix, costs)

@@ -49,9 +49,8 @@ def dial_for(scores: jax.Array, costs: jax.Array, target: jax.Array | float) -> 
         return jnp.mean(costs[choose(charge(scores, costs, dial))])
 
     # Beyond this every image goes to the cheapest (or dearest) resolution.
-    gaps = jnp.diff(jnp.sort(costs)) / jnp.max(costs)
-    spread = jnp.max(scores) - jnp.min(scores)
-    bound = (spread + 1) / jnp.min(gaps) if costs.size > 1 else jnp.float32(1)
+    gap = jnp.min(jnp.diff(jnp.sort(costs)) / jnp.max(costs), initial=1)
+    bound = (jnp.max(scores) - jnp.min(scores) + 1) / gap
 
     def halve(_, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends

@@ -15,7 +15,8 @@ from drnet_jax.cost import Costs
 
 COLLAPSED = 0.99  # share of one resolution in a window from which on the router has collapsed
 HINT = (
-    "every image goes to one resolution, so the router decides nothing. Try a higher "
+    "every image goes to one resolution, so the router decides nothing. "
+    "config.router.objective='outcome' keeps to a budget without this; with 'gumbel' try a higher "
     "config.router.temperature, a config.router.alpha between the costs of two resolutions, "
     "a lower config.router.eta, or a lower config.router.predictor_rate."
 )
@@ -151,7 +152,7 @@ class Window:
             found["mix"] = self._by_resolution(mix)
             found["cost"] = float(mix @ np.array(self._costs.classifier)) + self._costs.predictor
             found["entropy"] = float(means["entropy"])
-            found["regulariser"] = float(means["regulariser"])
+            found["router_loss"] = float(means["router_loss"])
         else:
             found["accuracy"] = self._by_resolution(means["correct"])
         found["images_per_second"] = images / seconds

@@ -17,7 +17,7 @@ from drnet_jax.benchmark_cases import Contestant, ForcedStep, deal
 from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
 from drnet_jax.timing import Case, Timing, measure
-from drnet_jax.train.steps import Objective
+from drnet_jax.train.objectives import Gumbel
 from tests.tiny import RESOLUTIONS, Trainer, random_batch, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -237,7 +237,7 @@ def forced_step(trainer, choice):
 
 def test_forced_step_is_a_finetuning_step_with_other_choices():
     # The costs of a ResNet-50, which are beyond int32.
-    objective = Objective((4_089_184_256, 2_339_000_000, 1_057_000_000), 1e9, 0.2, 1.0)
+    objective = Gumbel((4_089_184_256, 2_339_000_000, 1_057_000_000), 1e9, 0.2, 1.0)
     trainer = Trainer(objective=objective)
     trainer.step = forced_step(trainer, [2, 0, 2, 2, 1, 2, 2, 2])
     before = trainer.state()
@@ -245,7 +245,7 @@ def test_forced_step_is_a_finetuning_step_with_other_choices():
     after, metrics = trainer.run(before, random_batch(8))
     assert metrics["chosen"].tolist() == [1, 1, 6]
     over = (4_089_184_256 + 2_339_000_000 + 6 * 1_057_000_000) / 8 - 1e9
-    assert metrics["regulariser"] / 8 == pytest.approx(0.2 * over / 3_032_184_256)
+    assert metrics["router_loss"] / 8 == pytest.approx(0.2 * over / 3_032_184_256)
     # Buckets of 1, 1 and 6, in multiples of 4; and the predictor ran, and learnt.
     assert {"route", "bucket 16px x4", "bucket 12px x4", "bucket 8px x8"} < set(trainer.announced)
     assert trainer.step.padded == 1 - 8 / (4 + 4 + 8)

@@ -58,8 +58,14 @@ def test_parameter_count_of_the_predictor():
     assert parameter_count(net) == 4_907_331
 
 
+def test_parameter_count_of_the_cheap_predictor_by_hand():
+    net = build_predictor(Predictor(name="convnet", width=8, resolution=32), 3, "float32")
+    convolutions = 9 * (3 * 8 + 8 * 16 + 16 * 32 + 32 * 64)
+    assert parameter_count(net) == convolutions + 2 * (8 + 16 + 32 + 64) + 64 * 3 + 3
+
+
 def test_every_network_has_its_count_pinned():
-    assert set(NETWORKS) == {"resnet18", "resnet50", "resnet101", "residual"}
+    assert set(NETWORKS) == {"resnet18", "resnet50", "resnet101", "residual", "convnet"}
 
 
 def parameter_count(net):
@@ -115,8 +121,9 @@ def test_gradients_equal_pytorch(size):
     assert not found
 
 
-def test_padded_rows_change_neither_logits_nor_gradients_nor_moments():
-    net = build_classifier(dataclasses.replace(MODEL, classifier="residual"), 5)
+@pytest.mark.parametrize("name", ["residual", "convnet"])
+def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
+    net = build_classifier(dataclasses.replace(MODEL, classifier=name), 5)
     variables, images, labels = random_variables(net), draw((4, 32, 32, 3)), np.array([0, 1, 2, 3])
 
     mask = jnp.array([True, True, True, False])

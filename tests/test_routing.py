@@ -72,3 +72,53 @@ def test_shuffled_keeps_the_mix_and_is_seeded():
     np.testing.assert_array_equal(np.bincount(dealt), [50, 30, 20])
     np.testing.assert_array_equal(dealt, routing.shuffled(choice, 3))
     assert (dealt != choice).any() and (dealt != routing.shuffled(choice, 4)).any()
+
+
+# --- The dial ------------------------------------------------------------------------------------
+
+COSTS = jnp.array([100.0, 60.0, 20.0])
+SCORES = jnp.array([[0.9, 0.8, 0.1], [0.9, 0.2, 0.1], [0.9, 0.9, 0.9], [0.5, 0.6, 0.0]])
+
+
+@pytest.mark.parametrize(("dial", "choice"), [
+    # Scores less dial * (1, 0.6, 0.2); ties go to the larger resolution.
+    (0.0, [0, 0, 0, 1]), (0.1, [0, 0, 2, 1]), (0.5, [1, 0, 2, 1]), (0.98, [1, 0, 2, 1]),
+    (1.1, [1, 2, 2, 1]), (2.0, [2, 2, 2, 2]), (-1.0, [0, 0, 0, 0]),
+])
+def test_the_dial_trades_scores_for_cost_by_hand(dial, choice):
+    np.testing.assert_array_equal(routing.choose(routing.charge(SCORES, COSTS, dial)), choice)
+
+
+@pytest.mark.parametrize(("target", "cost"), [
+    (100, 100), (70, 70), (60, 60), (45, 40), (20, 20), (10, 20), (1000, 100),
+])
+def test_the_dial_meets_a_target_from_below(target, cost):
+    dial = routing.dial_for(SCORES, COSTS, target)
+    choice = routing.choose(routing.charge(SCORES, COSTS, dial))
+    assert COSTS[choice].mean() == cost
+    if 20 < cost < 100:  # and no smaller dial does
+        less = routing.choose(routing.charge(SCORES, COSTS, dial - 1e-3))
+        assert COSTS[less].mean() > target
+
+
+@pytest.mark.parametrize("objective", ["gumbel", "outcome"])
+@pytest.mark.parametrize("target", [30.0, 55.0, 90.0])
+def test_a_thousand_images_cost_what_was_asked_for(objective, target):
+    logits = 3 * jax.random.normal(jax.random.key(0), (1000, 3))
+    scores = routing.scores(logits, objective)
+    dial = routing.dial_for(scores, COSTS, target)
+    choice = routing.choose(routing.charge(scores, COSTS, dial))
+    np.testing.assert_allclose(COSTS[choice].mean(), target, rtol=2e-3)
+
+
+def test_a_single_candidate_needs_no_dial():
+    scores = jnp.array([[0.3], [0.7]])
+    dial = routing.dial_for(scores, COSTS[:1], 100.0)
+    np.testing.assert_array_equal(routing.choose(routing.charge(scores, COSTS[:1], dial)), [0, 0])
+
+
+def test_scores_of_either_objective():
+    logits = jnp.array([0.0, jnp.log(3.0), -jnp.log(3.0)])
+    np.testing.assert_allclose(routing.scores(logits, "outcome"), [0.5, 0.75, 0.25], rtol=1e-6)
+    shares = np.array([1, 3, 1 / 3]) / (1 + 3 + 1 / 3)
+    np.testing.assert_allclose(routing.scores(logits, "gumbel"), np.log(shares), rtol=1e-5)

@@ -226,7 +226,7 @@ def reference(trainer, variables, batch, noise):
             })
         excess = jnp.maximum(0, mix @ costs - objective.alpha) / (costs.max() - costs.min())
         total = metrics["loss"] / size + objective.eta * excess
-        metrics["regulariser"] = size * objective.eta * excess
+        metrics["router_loss"] = size * objective.eta * excess
         return total, ({"norms": classifier, "predictor": predictor}, metrics)
 
     grads, (moments, metrics) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
@@ -323,7 +323,7 @@ def test_uneven_step_is_the_reference(estimator, aware):
         run.trainer, run.variables, run.batch, forcing(UNEVEN))
     np.testing.assert_array_equal(choice, UNEVEN)
     assert_is_reference(run, grads, moments, metrics)
-    assert metrics["regulariser"] > 0
+    assert metrics["router_loss"] > 0
     if not aware:
         assert run.state.params["norms"].keys() == {"all"}
 
@@ -600,14 +600,14 @@ def test_straight_through_gradient_by_numpy(estimator, devices):
     assert_close(found, expected, atol=1e-4)
     np.testing.assert_allclose(metrics["loss"], entropies.sum(), rtol=1e-5)
     # 0.3 * (70 - 65) / 80, over the global batch, times the count.
-    np.testing.assert_allclose(metrics["regulariser"], 4 * 0.3 * 5 / 80, rtol=1e-5)
+    np.testing.assert_allclose(metrics["router_loss"], 4 * 0.3 * 5 / 80, rtol=1e-5)
 
 
 def test_the_regulariser_alone_by_numpy():
     # Its gradient is the difference of two steps that differ in eta.
     with_it, _ = lookup_step(PULLING, 2)
     without, metrics = lookup_step(FREE, 2)
-    assert metrics["regulariser"] == 0
+    assert metrics["router_loss"] == 0
     costs, tau = np.array([100.0, 60, 20]), OBJECTIVE.temperature
     soft = softmax((np.log(softmax(TABLE)) + NOISE) / tau)
     expected = 0.3 / 80 / 4 / tau * soft * (costs - (soft * costs).sum(-1, keepdims=True))
@@ -619,7 +619,7 @@ def test_the_regulariser_alone_by_numpy():
 @pytest.mark.parametrize("alpha", [70.0, 90.0])
 def test_the_regulariser_has_no_gradient_at_or_below_the_target(alpha):
     found, metrics = lookup_step(dataclasses.replace(PULLING, alpha=alpha, eta=100.0), 2)
-    assert metrics["regulariser"] == 0
+    assert metrics["router_loss"] == 0
     np.testing.assert_array_equal(found, lookup_step(FREE, 2)[0])
 
 
@@ -627,7 +627,7 @@ def test_a_single_candidate_leaves_nothing_to_learn_to_the_predictor():
     objective = dataclasses.replace(OBJECTIVE, costs=(100,))
     trainer = Trainer(2, objective=objective, overrides={"model.resolutions": (16,)})
     state, metrics = trainer.run(trainer.state(), random_batch(8))
-    assert metrics["regulariser"] == 0 and metrics["chosen"] == [8]
+    assert metrics["router_loss"] == 0 and metrics["chosen"] == [8]
     grads = gradients(state)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["predictor"]))
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["shared"]))

@@ -16,7 +16,7 @@ def sums(chosen, loss=8.0):
     count = sum(chosen)
     return jax.tree.map(np.float32, {
         "count": count, "loss": loss, "correct": [1, 2], "entropy": 0.5 * count,
-        "chosen": chosen, "regulariser": 0,
+        "chosen": chosen, "router_loss": 0,
     }, is_leaf=lambda value: isinstance(value, list))
 
 

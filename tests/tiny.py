@@ -22,14 +22,15 @@ from drnet_jax.mesh import data_mesh, put_batch, replicated
 from drnet_jax.models.layers import Conv
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.programs import Programs
+from drnet_jax.train.objectives import Gumbel, Objective
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
-from drnet_jax.train.steps import Objective, Plan
+from drnet_jax.train.steps import Plan
 
 RESOLUTIONS = (16, 12, 8)
 CLASSES = 7
 # With the targets of the tests below the mean, so that the regulariser pulls.
-OBJECTIVE = Objective(costs=(100, 60, 20), alpha=10.0, eta=0.3, temperature=0.7)
+OBJECTIVE = Gumbel(costs=(100, 60, 20), alpha=10.0, eta=0.3, temperature=0.7)
 
 
 class TinyNet(nn.Module):

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from drnet_jax.config import Model, Predictor
 from drnet_jax.errors import UserError
+from drnet_jax.models.convnet import ConvNet
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
 
@@ -17,6 +18,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet50,
     "resnet101": ResNet101,
     "residual": ResNet10,
+    "convnet": ConvNet,
 }
 
 

@@ -26,11 +26,9 @@ from drnet_jax.inference import Server
 from drnet_jax.mesh import data_mesh, put_batch, replicated
 from drnet_jax.programs import Programs
 from drnet_jax.telemetry import HINT, Telemetry, Window
+from drnet_jax.train.objectives import Objective, make_objective
 from drnet_jax.train.state import STAGES, TrainState, create_state, make_optimizer
 from drnet_jax.train.step import Step
-from drnet_jax.train.steps import Objective
-
-GIGA = 1e9  # the unit of config.router.alpha
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Run:
     mesh: Mesh
     drnet: DRNet
     costs: Costs
+    objective: Objective
     train_source: Source
     val_source: Source
     checkpoints: Checkpoints
@@ -78,11 +77,12 @@ def train(config: Config, workdir: str) -> None:
     for source in (train_source, val_source):
         check_source(source, config.data, base)
     drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
+    objective = make_objective(config, costs)
 
     Path(workdir).mkdir(parents=True, exist_ok=True)
     telemetry = Telemetry(workdir)
     run = Run(
-        config, mesh, drnet, costs, train_source, val_source,
+        config, mesh, drnet, costs, objective, train_source, val_source,
         Checkpoints(
             workdir, config.checkpoint.keep,
             (config.pretrain.epochs * (len(train_source) // config.batch_size),),
@@ -185,10 +185,7 @@ def _run_stage(
     step = Step(
         drnet=run.drnet, optimizer=optimizer, mesh=run.mesh, programs=Programs(telemetry.compiled),
         stage=stage, estimator=config.router.estimator, bucket_multiple=config.bucket_multiple,
-        objective=Objective(
-            costs=run.costs.classifier, alpha=config.router.alpha * GIGA, eta=config.router.eta,
-            temperature=config.router.temperature,
-        ),
+        objective=run.objective,
     )
     try:
         return _steps(run, stage, step, state, batches)

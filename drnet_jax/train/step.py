@@ -15,8 +15,9 @@ from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS, per_device
 from drnet_jax.programs import Programs
 from drnet_jax.train import steps
+from drnet_jax.train.objectives import Objective
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.steps import Objective, Plan, Sums
+from drnet_jax.train.steps import Plan, Sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,9 @@ class Step:
     ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
         """The plan of a finetuning step, its Gumbel noise, empty sums, and the counts [R]."""
         def route(params, batch_stats, batch, noise):
-            plan, counts = steps.route(self.drnet, params, batch_stats, batch, noise)
+            plan, counts = steps.route(
+                self.drnet, self.objective, params, batch_stats, batch, noise
+            )
             sums = steps.start(self.drnet, params, batch_stats, batch)
             return plan, _to_global(sums), counts
 

@@ -11,8 +11,6 @@ ones (`drnet_jax.train.step`). Pretraining is the same step with the plan in whi
 holds every sample. `dense` replaces the buckets by all resolutions for all samples.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,6 +20,7 @@ from drnet_jax import buckets, losses, routing
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS
 from drnet_jax.models.norm import update_statistics
+from drnet_jax.train.objectives import Objective
 from drnet_jax.train.state import TrainState
 
 
@@ -43,16 +42,6 @@ class Sums(struct.PyTreeNode):
     correct: jax.Array  # float32 [B, R], 1 where the label came out on top
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The constants of Eqs. 6-8 and 11."""
-
-    costs: tuple[int, ...]  # multiply-adds of the classifier at each resolution, [R]
-    alpha: float  # target in multiply-adds, predictor excluded
-    eta: float
-    temperature: float
-
-
 def classifier_params(params: Tree) -> Tree:
     """The part of the parameters that the buckets differentiate."""
     return {"shared": params["shared"], "norms": params["norms"]}
@@ -68,9 +57,10 @@ def local(tree: Tree) -> Tree:
 
 
 def route(
-    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, noise: jax.Array
+    drnet: DRNet, objective: Objective, params: Tree, batch_stats: Tree, batch: Tree,
+    noise: jax.Array,
 ) -> tuple[Plan, jax.Array]:
-    """Chooses a resolution for each sample (Eqs. 1, 2, 9) and deals them out.
+    """Chooses a resolution for each sample (Eqs. 1, 2) and deals them out.
 
     Args:
         batch: {"image": uint8 [B, H, W, 3], "label": int32 [B], ...}.
@@ -81,7 +71,7 @@ def route(
         everywhere: padded sizes follow from it, and every host must launch the same programs.
     """
     logits, _ = drnet.route(params, batch_stats, batch["image"], train=True)
-    choice = routing.choose(routing.perturb(logits, noise))
+    choice = objective.choose(logits, noise)
     order, counts = buckets.plan(choice, len(drnet.resolutions))
     return Plan(choice, order.T, counts[None]), jax.lax.pmax(counts, AXIS)
 
@@ -223,47 +213,41 @@ def finetune_update(
 ) -> tuple[TrainState, Tree]:
     """Moves classifier and predictor (Eq. 8).
 
-    The predictor runs once more here, to pull d(loss)/dh back through the soft choice: keeping
-    the residuals of `route` alive would cost more memory than this costs time.
+    The predictor runs once more here, to pull its loss back: keeping the residuals of `route` alive
+    would cost more memory than this costs time.
 
     Returns:
         The new state and, as float32 sums over the global batch: `count`, `loss` (cross-entropy),
-        `correct` and `chosen` of each resolution [R], `entropy`, and `regulariser` (eta * L_reg
-        times count).
+        `correct` and `chosen` of each resolution [R], `entropy`, and `router_loss` (see
+        `drnet_jax.train.objectives`).
     """
     count = jax.lax.psum(sums.loss.size * 1.0, AXIS)
     resolutions = len(drnet.resolutions)
     chosen = jax.lax.psum(jnp.sum(jax.nn.one_hot(plan.choice, resolutions), 0), AXIS)
-    costs = jnp.array(objective.costs, jnp.float32)  # large networks are beyond int32
 
-    def penalty(mix: jax.Array) -> jax.Array:
-        mean = losses.mean_cost(mix, costs)
-        return objective.eta * losses.cost_regulariser(mean, costs, objective.alpha)
-
-    cost_loss, mix_grad = jax.value_and_grad(penalty)(chosen / count)
-    choice_grad = sums.choice_grad + mix_grad / count
-
-    def pulled_back(predictor: Tree):
+    def loss_of(predictor: Tree):
         params = state.params | {"predictor": predictor}
         logits, moments = drnet.route(params, state.batch_stats, batch["image"], train=True)
-        soft = routing.relax(routing.perturb(logits, noise), objective.temperature)
-        return jnp.sum(soft * choice_grad), (logits, moments)
+        loss, told = objective.loss(
+            logits, noise, plan.choice, sums.loss, sums.choice_grad, chosen / count, count
+        )
+        return loss, (told, logits, moments)
 
     predictor = local(state.params["predictor"])
-    predictor_grads, (logits, moments) = jax.grad(pulled_back, has_aux=True)(predictor)
+    predictor_grads, (told, logits, moments) = jax.grad(loss_of, has_aux=True)(predictor)
 
     total = jax.lax.psum(
         {
             "grads": sums.grads | {"predictor": predictor_grads},
             "moments": {"norms": sums.moments, "predictor": moments},
             "loss": jnp.sum(sums.loss), "correct": jnp.sum(sums.correct, 0),
-            "entropy": jnp.sum(routing.entropy(logits)),
+            "entropy": jnp.sum(routing.entropy(logits)), "router_loss": told,
         },
         AXIS,
     )
     stats = update_statistics(state.batch_stats, total.pop("moments"))
     state = _apply(optimizer, state, total.pop("grads"), stats)
-    return state, total | {"count": count, "chosen": chosen, "regulariser": cost_loss * count}
+    return state, total | {"count": count, "chosen": chosen}
 
 
 def _apply(

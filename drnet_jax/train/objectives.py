@@ -1,0 +1,124 @@
+"""What the predictor learns: how it chooses in training, and the loss that moves it.
+
+Both objectives have the same two methods, and run on one device of a mesh with the axis `data`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from drnet_jax import losses, routing
+from drnet_jax.config import Config
+from drnet_jax.cost import Costs
+from drnet_jax.errors import UserError
+from drnet_jax.mesh import AXIS
+
+GIGA = 1e9  # the unit of config.router.alpha and config.budget.target
+
+
+@dataclasses.dataclass(frozen=True)
+class Gumbel:
+    """The paper's: straight-through Gumbel-softmax and a cost regulariser (Eqs. 6-11)."""
+
+    costs: tuple[int, ...]  # multiply-adds of the classifier at each resolution, [R]
+    alpha: float  # target in multiply-adds, predictor excluded
+    eta: float
+    temperature: float
+
+    def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
+        """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R] (Eq. 9)."""
+        return routing.choose(routing.perturb(logits, noise))
+
+    def loss(
+        self, logits: jax.Array, noise: jax.Array, choice: jax.Array, cross_entropy: jax.Array,
+        choice_grad: jax.Array, mix: jax.Array, count: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The predictor's loss over this device's samples (see `Outcome.loss` for the arguments).
+
+        Returns:
+            A scalar whose gradient is that of Eq. 8, and the summand of the `router_loss` metric,
+            eta * L_reg for each sample.
+        """
+        del choice, cross_entropy
+        costs = jnp.array(self.costs, jnp.float32)  # large networks are beyond int32
+
+        def penalty(mix: jax.Array) -> jax.Array:
+            mean = losses.mean_cost(mix, costs)
+            return self.eta * losses.cost_regulariser(mean, costs, self.alpha)
+
+        value, mix_grad = jax.value_and_grad(penalty)(mix)
+        soft = routing.relax(routing.perturb(logits, noise), self.temperature)
+        return jnp.sum(soft * (choice_grad + mix_grad / count)), value * logits.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The predictor estimates, for each resolution, the probability of a right answer.
+
+    It learns from what became of each sample at the one resolution that it was sent to, by
+    cross-entropy against the probability that the classifier gave the label. Who goes where follows
+    from the estimates and a dial that is set in every step so that the batch costs the target: the
+    budget holds from the first step to the last, whatever the predictor believes, and no weight of
+    a regulariser needs tuning. Noise on the estimates lets every resolution be tried.
+    """
+
+    costs: tuple[int, ...]  # multiply-adds of the classifier at each resolution, [R]
+    target: float  # mean multiply-adds of an image at its resolution, predictor excluded
+    exploration: float  # scale of the Gumbel noise, in units of probability
+
+    def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
+        """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R]."""
+        costs = jnp.array(self.costs, jnp.float32)
+        scores = routing.scores(logits, "outcome") + self.exploration * noise
+        everyone = jax.lax.all_gather(scores, AXIS, tiled=True)
+        dial = routing.dial_for(everyone, costs, self.target)
+        return routing.choose(routing.charge(scores, costs, dial))
+
+    def loss(
+        self, logits: jax.Array, noise: jax.Array, choice: jax.Array, cross_entropy: jax.Array,
+        choice_grad: jax.Array, mix: jax.Array, count: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The predictor's loss over this device's samples.
+
+        Args:
+            logits: float32 [B, R], of the predictor.
+            noise: float32 [B, R], that `choose` was given.
+            choice: int32 [B], that it returned.
+            cross_entropy: float32 [B], of the classifier at the chosen resolutions.
+            choice_grad: float32 [B, R], derivative of the mean cross-entropy with respect to h.
+            mix: float32 [R], shares of the global batch.
+            count: scalar, size of the global batch.
+
+        Returns:
+            A scalar, this device's part of the mean over the global batch, and the sum that the
+            `router_loss` metric is a mean of.
+        """
+        del noise, choice_grad, mix
+        chosen = jnp.take_along_axis(logits, choice[:, None], axis=1)[:, 0]
+        total = jnp.sum(losses.binary_cross_entropy(chosen, jnp.exp(-cross_entropy)))
+        return total / count, jax.lax.stop_gradient(total)
+
+
+Objective = Gumbel | Outcome
+
+
+def make_objective(config: Config, costs: Costs) -> Objective:
+    """The objective that `config.router` names, with its constants in multiply-adds.
+
+    Raises:
+        UserError: if no mix of the resolutions costs `config.budget.target`.
+    """
+    router = config.router
+    if router.objective == "gumbel":
+        return Gumbel(costs.classifier, router.alpha * GIGA, router.eta, router.temperature)
+    low, high = (
+        (cost + costs.predictor) / GIGA for cost in (min(costs.classifier), max(costs.classifier))
+    )
+    target = config.budget.target
+    if not low <= target <= high:
+        raise UserError(
+            f"config.budget.target: expected {low:.4g} to {high:.4g} (1e9 multiply-adds, the "
+            f"cheapest and the dearest resolution with predictor), received {target}"
+        )
+    return Outcome(costs.classifier, target * GIGA - costs.predictor, router.exploration)

@@ -1,0 +1,87 @@
+"""The objective that regresses outcomes, worked in numpy, and what a config makes of both."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from drnet_jax.cost import Costs, Parameters
+from drnet_jax.errors import UserError
+from drnet_jax.mesh import AXIS, per_device
+from drnet_jax.train.objectives import Gumbel, Outcome, make_objective
+from tests.tiny import Trainer, gradients, mesh_of, random_batch, tiny_config
+
+COSTS = (100, 60, 20)
+OUTCOME = Outcome(COSTS, target=50.0, exploration=0.1)
+LOGITS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+NOISE = np.random.default_rng(1).gumbel(size=(64, 3)).astype(np.float32)
+
+
+def chosen_on(devices, objective, logits, noise):
+    mapped = per_device(mesh_of(devices), objective.choose, (P(AXIS), P(AXIS)), P(AXIS))
+    return np.asarray(jax.jit(mapped)(logits, noise))
+
+
+@pytest.mark.parametrize("target", [35.0, 50.0, 70.0])
+def test_every_batch_costs_the_target_whatever_the_predictor_believes(target):
+    objective = dataclasses.replace(OUTCOME, target=target)
+    for logits in (LOGITS, 9 + LOGITS, np.zeros_like(LOGITS), LOGITS - [[9, 0, 0]]):
+        choice = chosen_on(1, objective, np.asarray(logits, np.float32), NOISE)
+        cost = np.array(COSTS)[choice].mean()
+        assert target - 40 / 64 * 2 <= cost <= target  # a choice or two short of it
+
+
+def test_the_dial_is_of_the_global_batch():
+    np.testing.assert_array_equal(
+        chosen_on(8, OUTCOME, LOGITS, NOISE), chosen_on(1, OUTCOME, LOGITS, NOISE)
+    )
+
+
+def test_outcome_loss_and_gradient_by_numpy():
+    choice, entropy = np.array([0, 2, 1, 2]), np.array([0.1, 2.0, 0.7, 0.0], np.float32)
+    logits, count = jnp.array(LOGITS[:4]), 8.0  # four more samples are on another device
+
+    def loss(logits):
+        return OUTCOME.loss(
+            logits, jnp.array(NOISE[:4]), jnp.array(choice), jnp.array(entropy),
+            jnp.zeros((4, 3)), jnp.array([0.25, 0.25, 0.5]), count,
+        )
+
+    (value, told), grads = jax.value_and_grad(loss, has_aux=True)(logits)
+    p, target = 1 / (1 + np.exp(-LOGITS[np.arange(4), choice])), np.exp(-entropy)
+    expected = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum()
+    np.testing.assert_allclose((value, told), (expected / 8, expected), rtol=1e-5)
+    by_hand = np.zeros((4, 3))
+    by_hand[np.arange(4), choice] = (p - target) / 8
+    np.testing.assert_allclose(grads, by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_step_moves_predictor_and_classifier(devices):
+    trainer = Trainer(devices, objective=OUTCOME)
+    state, metrics = trainer.run(trainer.state(), random_batch(8))
+    assert metrics["chosen"] @ np.array(COSTS) / 8 <= 50
+    assert metrics["router_loss"] > 0
+    for name in ("predictor", "shared"):
+        leaves = jax.tree.leaves(gradients(state)[name])
+        assert all(np.asarray(leaf).any() for leaf in leaves)
+
+
+COUNTED = Costs((16, 12, 8), (4_000_000_000, 2_000_000_000, 1_000_000_000), 300_000_000,
+                Parameters(0, 0, 0))
+
+
+def test_the_target_includes_the_predictor_and_alpha_does_not():
+    outcome = make_objective(tiny_config({"budget.target": 2.8}), COUNTED)
+    assert outcome == Outcome(COUNTED.classifier, 2.5e9, 0.1)
+    gumbel = make_objective(tiny_config({"router.objective": "gumbel"}), COUNTED)
+    assert gumbel == Gumbel(COUNTED.classifier, 2.5e9, 0.2, 1.0)
+
+
+@pytest.mark.parametrize("target", [1.2, 4.4])
+def test_a_target_that_no_mix_costs_is_an_error(target):
+    with pytest.raises(UserError, match=r"budget.target: expected 1\.3 to 4\.3 .* received"):
+        make_objective(tiny_config({"budget.target": target}), COUNTED)
