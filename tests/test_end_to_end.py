@@ -161,7 +161,8 @@ def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
     status, out, err = commands.run(
         *commands.arguments(images, tmp_path, {
             "pretrain.epochs": 0, "finetune.epochs": 1, "finetune.init_from": str(finished),
-            "router.estimator": "dense", "predictor.width": 2,
+            "router.objective": "gumbel", "router.alpha": 1e-5, "router.estimator": "dense",
+            "predictor.width": 2,
         }),
         devices=2,
     )
