@@ -17,6 +17,8 @@ from drnet_jax.data.sources import Source
 from drnet_jax.inference import Answers, CascadeQueues, Queues, Server
 from drnet_jax.policies import Cascade
 
+COLUMNS = {"index": np.int64, "label": np.int64, "smallest_scale": np.float64}  # of the batches
+
 Batches = Callable[[], Iterable[Batch]]  # opens this host's share of the images, from the first on
 Router = Callable[[Batch], np.ndarray]  # a batch -> the resolution index of each row, int [N]
 
@@ -85,8 +87,7 @@ def _run(
     put: Callable[[Batch, np.ndarray], Iterable[Answers]],
 ) -> Outcome:
     """Puts all batches, with tickets, drains, and gathers the answers."""
-    names = {"index": "index", "label": "label", "scale": "smallest_scale"}
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    columns = {name: [np.zeros(0, kind)] for name, kind in COLUMNS.items()}
     answers, seen, seconds = [], 0, 0.0
     for batch in map(_real, batches):
         count = len(batch["label"])
@@ -94,29 +95,21 @@ def _run(
         answers += put(batch, np.arange(seen, seen + count))
         seconds += time.perf_counter() - began
         seen += count
-        for name, key in names.items():
-            columns[name].append(batch.get(key, np.zeros(count)))
+        for name, kind in COLUMNS.items():
+            columns[name].append(batch.get(name, np.zeros(count, kind)))
     began = time.perf_counter()
     answers += drain()
     seconds += time.perf_counter() - began
 
-    types = {"index": np.int64, "label": np.int64, "scale": np.float64}
-    table = {
-        name: np.concatenate([np.zeros(0), *values]).astype(types[name])
-        for name, values in columns.items()
-    }
+    table = {name: np.concatenate(values) for name, values in columns.items()}
     answers = answers or [_no_answer(server)]
     order = np.argsort(np.concatenate([tickets for tickets, _, _ in answers]))
     table["choice"] = np.concatenate(
         [np.full(len(tickets), index) for tickets, index, _ in answers]
     )[order]
     table["log_p"] = np.concatenate([log_p for _, _, log_p in answers])[order]
-    table = _from_all_hosts(table)
     rate = np.sum(multihost_utils.process_allgather(np.array(seen / seconds if seen else 0.0)))
-    return Outcome(
-        table["index"], table["label"], table["choice"], table["log_p"], table["scale"],
-        float(rate),
-    )
+    return Outcome(**_from_all_hosts(table), images_per_second=float(rate))
 
 
 def all_scores(server: Server, batches: Iterable[Batch]) -> np.ndarray:

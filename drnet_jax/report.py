@@ -92,6 +92,7 @@ def text_report(report: dict[str, Any]) -> str:
         "",
         *_budget_lines(report["budget"]),
         *_router_lines(report["router"], report["resolutions"]),
+        "",
         *_cascade_lines(report["policies"]),
     ]
     if "at_or_above_smallest_scale" in report:
@@ -145,11 +146,11 @@ def _router_lines(router: dict[str, Any], resolutions: list[int]) -> list[str]:
     ]
 
 
-def _cascade_lines(policies: list[dict[str, Any]]) -> list[str]:
+def _cascade_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"cascade at the cost of routing: {policy['cascades']} (chosen for each half of the "
         "images by the other half)"
-        for policy in policies if "cascades" in policy
+        for policy in rows if "cascades" in policy
     ]
 
 
