@@ -60,8 +60,8 @@ def router_gains(
         Numbers by name, see `with_intervals`: "top1"; "over_same_mix", top-1 less that of a random
         mix of the same proportions; "over_best_mix", less that of the best random mix of the same
         cost, where routing pays for the predictor and the mix does not (`best_random_mix`); and
-        "of_oracle", the latter as a share of what the oracle gains over the best random mix of
-        *its* cost, 0 where that is nothing.
+        "of_oracle", the latter as a share of what the oracle gains over the same mix (or over that
+        of its own cost where that is higher), 0 where that is nothing.
     """
     classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
     best = oracle_choice(right, classifier)
@@ -73,8 +73,9 @@ def router_gains(
     def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
         fixed, mix = means[..., :resolutions], means[..., resolutions : 2 * resolutions]
         top1, oracle, oracle_cost = np.moveaxis(means[..., 2 * resolutions :], -1, 0)
-        gain = top1 - best_random_mix(classifier, fixed, mix @ classifier + costs.predictor)
-        most = oracle - best_random_mix(classifier, fixed, oracle_cost)
+        spent = mix @ classifier + costs.predictor
+        gain = top1 - best_random_mix(classifier, fixed, spent)
+        most = oracle - best_random_mix(classifier, fixed, np.maximum(spent, oracle_cost))
         return {
             "top1": top1,
             "over_same_mix": top1 - (fixed * mix).sum(axis=-1),

@@ -15,7 +15,7 @@ from drnet_jax import routing
 from drnet_jax.cost import Costs
 from drnet_jax.errors import UserError
 
-GIGA = 1e9  # the unit of config.budget.target
+GIGA = 1e9  # the unit of config.budget.target and config.router.alpha
 
 _dial_for = jax.jit(routing.dial_for)
 

@@ -37,7 +37,8 @@ def command(*arguments):
          "--config.model.classifier=tests.tiny:TinyNet", "--config.model.width=4",
          "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=4",
          f"--config.model.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
-         "--config.bucket_multiple=4", "--config.data.name=folder", *arguments],
+         "--config.bucket_multiple=4", "--config.data.name=folder",
+         "--config.router.objective=gumbel", "--config.budget.target=0", *arguments],
         cwd=ROOT, text=True, capture_output=True, timeout=300,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS},
     )
@@ -86,6 +87,7 @@ def test_multiply_adds(report):
     """A step counts three forward passes; the predictor's belong to all but the static case."""
     overrides = {
         "model.classes": 2, "predictor.name": "tests.tiny:TinyNet", "predictor.resolution": 8,
+        "predictor.width": 4,
     }
     costs = model_costs(tiny_config(overrides), 2)
     large, middle, small = costs.classifier
@@ -333,6 +335,7 @@ def test_pytorch_cases():
     config = tiny_config({
         "model.classifier": "residual", "model.width": 2, "model.resolutions": (32,),
         "predictor.resolution": 8,
+        "predictor.width": 4,
     })
     costs = model_costs(config, config.model.classes)
     threads = torch.get_num_threads()

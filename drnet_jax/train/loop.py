@@ -24,9 +24,10 @@ from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference import Server
 from drnet_jax.mesh import data_mesh, put_batch, replicated
+from drnet_jax.policies import GIGA
 from drnet_jax.programs import Programs
 from drnet_jax.telemetry import HINT, Telemetry, Window
-from drnet_jax.train.objectives import GIGA, Objective, make_objective
+from drnet_jax.train.objectives import Objective, make_objective
 from drnet_jax.train.state import STAGES, TrainState, create_state, make_optimizer
 from drnet_jax.train.step import Step
 

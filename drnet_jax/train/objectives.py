@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from drnet_jax import losses, routing
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs
-from drnet_jax.errors import UserError
 from drnet_jax.mesh import AXIS
-
-GIGA = 1e9  # the unit of config.router.alpha and config.budget.target
+from drnet_jax.policies import GIGA, check_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +107,8 @@ def make_objective(config: Config, costs: Costs) -> Objective:
     Raises:
         UserError: if no mix of the resolutions costs `config.budget.target`.
     """
-    router = config.router
+    router, target = config.router, GIGA * config.budget.target
+    check_target(costs, target)
     if router.objective == "gumbel":
         return Gumbel(costs.classifier, router.alpha * GIGA, router.eta, router.temperature)
-    low, high = (
-        (cost + costs.predictor) / GIGA for cost in (min(costs.classifier), max(costs.classifier))
-    )
-    target = config.budget.target
-    if not low <= target <= high:
-        raise UserError(
-            f"config.budget.target: expected {low:.4g} to {high:.4g} (1e9 multiply-adds, the "
-            f"cheapest and the dearest resolution with predictor), received {target}"
-        )
-    return Outcome(costs.classifier, target * GIGA - costs.predictor, router.exploration)
+    return Outcome(costs.classifier, target - costs.predictor, router.exploration)
