@@ -20,6 +20,7 @@ from flax import traverse_util
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from drnet_jax.errors import UserError
+from drnet_jax.models.layers import plain_forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _trace(
         return output
 
     def forward(variables: Any, images: jax.Array) -> Any:
-        with nn.intercept_methods(mark):
+        with nn.intercept_methods(mark), plain_forms():
             return network.apply(variables, images, False)
 
     return jax.make_jaxpr(forward)(variables, _images(resolution)).jaxpr, called

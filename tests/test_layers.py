@@ -31,7 +31,8 @@ SHAPES = [(6, 5, 1, 4), (8, 9, 3, 4), (4, 5, 3, 4), (2, 9, 3, 4), (1, 1, 3, 4), 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("backend", "height", "width", "size", "features"), [
-    *(("cpu", *shape) for shape in SHAPES), ("cpu", 6, 5, 7, 4), ("gpu", 6, 5, 1, 4),
+    *(("cpu", *shape) for shape in SHAPES), ("cpu", 6, 5, 7, 4), ("cpu", 9, 8, 7, 4),
+    ("cpu", 8, 9, 5, 4), ("cpu", 9, 10, 5, 64), ("gpu", 6, 5, 1, 4),
     ("gpu", 8, 9, 3, 4)])
 def test_conv_and_its_gradients_are_the_plain_ones(
         monkeypatch, backend, height, width, size, features, stride):

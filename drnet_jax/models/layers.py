@@ -1,5 +1,8 @@
 """Convolution and pooling with PyTorch's explicit padding, in the forms XLA runs fastest."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,10 +45,30 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         # Two axes: with four, XLA CPU copies the operands of the weight gradient transposed.
         y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
         return y.reshape(*patches.shape[:3], features)
+    # With few channels in and out, too: folded, the 7x7 stem of a network 32 wide takes 6.6 ms
+    # for 96 images of 64 pixels against 21.
+    if on_cpu() and stride == 2 and x.shape[-1] < 8 and features < 64:
+        return _folded_conv(x, kernel)
     pad = (size - 1) // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _folded_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`conv` of stride 2, with pairs of columns folded into channels, which costs no copy."""
+    (height, width, channels), (size, features) = x.shape[1:], (kernel.shape[0], kernel.shape[-1])
+    pad, blocks = (size - 1) // 2, (size + 1) // 2
+    left = pad % 2  # a column of zeros on this side of the kernel lets windows begin at a pair
+    columns = 2 * (-(-width // 2) + blocks - 1)
+    before = pad + left
+    x = jnp.pad(x, ((0, 0), (pad, pad), (before, columns - before - width), (0, 0)))
+    kernel = jnp.pad(kernel, ((0, 0), (left, 1 - left), (0, 0), (0, 0)))
+    return jax.lax.conv_general_dilated(
+        x.reshape(-1, height + 2 * pad, columns // 2, 2 * channels),
+        kernel.reshape(size, blocks, 2 * channels, features),
+        (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -61,8 +84,21 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Traces layers as they are defined, not as this platform runs them: for counting."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and not _plain.get()
 
 
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
