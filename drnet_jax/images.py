@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from drnet_jax.models.layers import on_cpu
+
 # Per-channel mean and deviation of ImageNet in [0, 255].
 MEAN = (123.675, 116.28, 103.53)
 DEVIATION = (58.395, 57.12, 57.375)
@@ -13,8 +15,12 @@ DEVIATION = (58.395, 57.12, 57.375)
 
 def normalise(images: jax.Array) -> jax.Array:
     """uint8 or float [B, H, W, 3] in [0, 255] -> float32 of about zero mean and unit deviation."""
-    images = images.astype(jnp.float32)
-    return (images - jnp.array(MEAN)) / jnp.array(DEVIATION)
+    batch, height, width, channels = images.shape
+    # A line of pixels as one axis: arithmetic along an axis of 3 is not vectorised.
+    lines = images.reshape(batch, height, width * channels).astype(jnp.float32)
+    mean, deviation = (np.tile(np.float32(values), width) for values in (MEAN, DEVIATION))
+    lines = (lines - mean) / deviation
+    return lines.reshape(images.shape)
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:
@@ -30,9 +36,23 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     columns = np.kron(_weights(width, size), np.eye(channels, dtype=np.float32))
     highest = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
     images = images.reshape(batch, height, width * channels)
-    images = jnp.einsum("hs,bhw->bsw", rows, images, precision=highest)
+    if on_cpu():
+        images = _weigh_taps(rows, images)
+    else:
+        images = jnp.einsum("hs,bhw->bsw", rows, images, precision=highest)
     return jnp.einsum("bsw,wt->bst", images, columns, precision=highest).reshape(
         batch, size, size, channels
+    )
+
+
+def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:
+    """einsum("hs,bhw->bsw") by the few nonzero weights of each column: no operand is transposed."""
+    old, new = weights.shape
+    taps = int(np.count_nonzero(weights, axis=0).max())
+    first = np.minimum(np.argmax(weights > 0, axis=0), old - taps)
+    return sum(
+        images[:, first + tap] * weights[first + tap, np.arange(new)][:, None]
+        for tap in range(taps)
     )
 
 
@@ -47,4 +67,5 @@ def _weights(old: int, new: int) -> np.ndarray:
 
 def view(images: jax.Array, size: int) -> jax.Array:
     """What a network at `size` sees of uint8 images [B, H, W, 3]: float32 [B, size, size, 3]."""
-    return resize(normalise(images), size)
+    # Resized first, there is less to normalise; the weights of a pixel sum to 1.
+    return normalise(resize(images.astype(jnp.float32), size))
