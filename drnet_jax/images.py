@@ -24,14 +24,14 @@ def normalise(images: jax.Array) -> jax.Array:
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:
-    """Antialiased bilinear resize, as Pillow's: float [B, H, W, 3] -> [B, size, size, 3].
+    """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
 
     The same weights as `jax.image.resize`, as two plain matrix products: rows, then columns with
     the channels kept interleaved, so that nothing is transposed.
     """
     batch, height, width, channels = images.shape
     if (height, width) == (size, size):
-        return images
+        return images.astype(jnp.float32)
     rows = _weights(height, size)
     columns = np.kron(_weights(width, size), np.eye(channels, dtype=np.float32))
     highest = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
@@ -39,6 +39,7 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     if on_cpu():
         images = _weigh_taps(rows, images)
     else:
+        images = images.astype(jnp.float32)
         images = jnp.einsum("hs,bhw->bsw", rows, images, precision=highest)
     return jnp.einsum("bsw,wt->bst", images, columns, precision=highest).reshape(
         batch, size, size, channels
@@ -51,7 +52,7 @@ def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:
     taps = int(np.count_nonzero(weights, axis=0).max())
     first = np.minimum(np.argmax(weights > 0, axis=0), old - taps)
     return sum(
-        images[:, first + tap] * weights[first + tap, np.arange(new)][:, None]
+        images[:, first + tap].astype(jnp.float32) * weights[first + tap, np.arange(new)][:, None]
         for tap in range(taps)
     )
 
@@ -68,4 +69,4 @@ def _weights(old: int, new: int) -> np.ndarray:
 def view(images: jax.Array, size: int) -> jax.Array:
     """What a network at `size` sees of uint8 images [B, H, W, 3]: float32 [B, size, size, 3]."""
     # Resized first, there is less to normalise; the weights of a pixel sum to 1.
-    return normalise(resize(images.astype(jnp.float32), size))
+    return normalise(resize(images, size))
