@@ -66,20 +66,20 @@ COLUMNS = (
 
 
 def benchmark(
-    config: Config, mix: Sequence[float] | None, batch_size: int, with_torch: bool, repeats: int
+    config: Config, mix: Sequence[float] | None, with_torch: bool, repeats: int
 ) -> dict[str, Any]:
     """Measures everything.
 
     Args:
-        config: with `model.classes` set.
+        config: with `model.classes` set; training is timed at its `batch_size`, over all devices,
+            and inference at its `evaluation.batch_size`.
         mix: [R], the share of the images at each resolution; None is the same for all.
-        batch_size: of training, over all devices, and of inference.
         with_torch: whether to time PyTorch too.
         repeats: turns of each case.
 
     Returns:
-        What `--json` prints: "environment", "config", "batch_size", "mix", "repeats", "cases" (see
-        `_row`), "bucketed_over_dense" and "input": {"images_per_second", "slowest", "fastest"} or
+        What `--json` prints: "environment", "config", "mix", "repeats", "cases" (see `_row`),
+        "bucketed_over_dense" and "input": {"images_per_second", "slowest", "fastest"} or
         {"skipped": why}.
 
     Raises:
@@ -89,26 +89,29 @@ def benchmark(
     if mix is None:
         mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
     costs.mean(mix, with_predictor=True)  # checks it
-    if batch_size % mesh.size:
-        raise UserError(
-            f"--batch: expected a multiple of the {mesh.size} devices, received {batch_size}"
-        )
+    sizes = {"training": config.batch_size, "inference": config.evaluation.batch_size}
+    for size in sizes.values():
+        if size % mesh.size:
+            raise UserError(
+                f"--batch: expected a multiple of the {mesh.size} devices, received {size}"
+            )
     compiled: list[float] = []
 
     def announce(name: str, seconds: float) -> None:
         compiled.append(seconds)
         print(f"compiled {name} in {seconds:.1f} s", file=sys.stderr)
 
-    batch = _draw(config, batch_size)
-    torch = list(cases.pytorch(config, costs, batch)) if with_torch else []
+    batch, images = (_draw(config, size) for size in sizes.values())
+    images = images["image"]
+    torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
     drnet, shares = DRNet.from_config(config, config.model.classes), np.array(mix)
     contestants = [
         *cases.training(
-            config, drnet, costs, mesh, batch, cases.deal(shares, batch_size, config.seed),
+            config, drnet, costs, mesh, batch, cases.deal(shares, sizes["training"], config.seed),
             lambda: Programs(announce),
         ),
         *cases.inference(
-            drnet, costs, mesh, batch["image"], shares, config.seed, Programs(announce)
+            drnet, costs, mesh, images, shares, config.seed, Programs(announce)
         ),
         *torch,
     ]
@@ -121,12 +124,11 @@ def benchmark(
     return {
         "environment": _environment(mesh),
         "config": dataclasses.asdict(config),
-        "batch_size": batch_size,
         "mix": list(mix),
         "repeats": repeats,
         "cases": [_row(key, found) for key in found],
         "bucketed_over_dense": rates["training", "bucketed"] / rates["training", "dense"],
-        "input": _input(config, batch_size, repeats),
+        "input": _input(config, repeats),
     }
 
 
@@ -182,12 +184,13 @@ def _environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
-def _input(config: Config, batch_size: int, repeats: int) -> dict[str, Any]:
+def _input(config: Config, repeats: int) -> dict[str, Any]:
     """The rate at which training batches come, while nothing else runs; or why not."""
     try:
         source = open_source(config.data, training=True)
         batches = train_batches(
-            source, config.data, size=config.model.resolutions[0], batch_size=batch_size,
+            source, config.data, size=config.model.resolutions[0],
+            batch_size=config.batch_size,
             seed=config.seed,
         )
         try:
@@ -199,7 +202,7 @@ def _input(config: Config, batch_size: int, repeats: int) -> dict[str, Any]:
                 began = time.perf_counter()
                 for _ in range(INPUT_BATCHES):
                     next(batches)
-                rates.append(INPUT_BATCHES * batch_size / (time.perf_counter() - began))
+                rates.append(INPUT_BATCHES * config.batch_size / (time.perf_counter() - began))
         finally:
             batches.close()
     except UserError as error:
@@ -219,7 +222,8 @@ def text(report: dict[str, Any]) -> str:
     sections = [
         f"{model['classifier']} of width {model['width']}, {model['dtype']}; predictor "
         f"{predictor['name']} of width {predictor['width']} at {predictor['resolution']}\n"
-        f"batch size {report['batch_size']}, {mix} % at "
+        f"batch size {config['batch_size']} in training and {config['evaluation']['batch_size']} "
+        f"in inference, {mix} % at "
         f"{'/'.join(map(str, model['resolutions']))} px, seed {config['seed']}, medians of "
         f"{report['repeats']} turns\n"
         f"jax {environment['jax']}, {environment['devices']} x {environment['device']}, "
@@ -261,7 +265,8 @@ if __name__ == "__main__":
     read_config = cli.define_config()
     MIX = flags.DEFINE_list("mix", None, "Share of the images at each resolution; default: even.")
     BATCH = flags.DEFINE_integer(
-        "batch", None, "Batch size; default: config.batch_size.", lower_bound=1
+        "batch", None, "Batch size; default: config.batch_size in training and "
+        "config.evaluation.batch_size in inference.", lower_bound=1,
     )
     REPEATS = flags.DEFINE_integer("repeats", 5, "Turns to take medians over.", lower_bound=1)
     TORCH = flags.DEFINE_bool("torch", False, "Also time the classifier in PyTorch.")
@@ -270,9 +275,10 @@ if __name__ == "__main__":
     def main() -> None:
         mix = None if MIX.value is None else parse_mix(MIX.value)
         config = with_classes(read_config())
-        report = benchmark(
-            config, mix, BATCH.value or config.batch_size, TORCH.value, REPEATS.value
-        )
+        if BATCH.value:
+            evaluation = dataclasses.replace(config.evaluation, batch_size=BATCH.value)
+            config = dataclasses.replace(config, batch_size=BATCH.value, evaluation=evaluation)
+        report = benchmark(config, mix, TORCH.value, REPEATS.value)
         print(json.dumps(report, indent=2) if JSON.value else text(report))
 
     cli.run(main)

@@ -171,7 +171,7 @@ def inference(
 
 
 def pytorch(
-    config: Config, costs: Costs, batch: dict[str, np.ndarray]
+    config: Config, costs: Costs, batch: dict[str, np.ndarray], images: np.ndarray
 ) -> Iterator[Contestant]:
     """The classifier in PyTorch at the base size: a training step, and inference.
 
@@ -204,7 +204,10 @@ def pytorch(
     torch.set_num_threads(cores())
     dtype = getattr(torch, model.dtype)
     precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
-    images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float().div(128).sub(1)
+    trained_on, served_to = (
+        torch.from_numpy(values).permute(0, 3, 1, 2).float().div(128).sub(1)
+        for values in (batch["image"], images)
+    )
     labels = torch.from_numpy(batch["label"]).long()
 
     def network() -> ResNet:
@@ -220,18 +223,18 @@ def pytorch(
     def train() -> float:
         optimizer.zero_grad()
         with precision():
-            loss = torch.nn.functional.cross_entropy(trained(images), labels)
+            loss = torch.nn.functional.cross_entropy(trained(trained_on), labels)
         loss.backward()
         optimizer.step()
         return loss.item()
 
     def infer() -> np.ndarray:
         with torch.inference_mode(), precision():
-            return served(images).argmax(1).numpy()
+            return served(served_to).argmax(1).numpy()
 
-    size, cost = len(labels), costs.classifier[0]
-    yield Contestant("pytorch", size, train, "training", BACKWARD * cost)
-    yield Contestant("pytorch", size, infer, "inference", cost)
+    cost = costs.classifier[0]
+    yield Contestant("pytorch", len(labels), train, "training", BACKWARD * cost)
+    yield Contestant("pytorch", len(images), infer, "inference", cost)
 
 
 def cores() -> int:

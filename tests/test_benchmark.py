@@ -144,7 +144,8 @@ def test_what_was_measured_is_on_record(report):
     assert (environment["device"], environment["devices"]) == ("cpu", 1)
     assert environment["variables"]["XLA_FLAGS"] == FLAGS
     assert report["config"]["model"]["classes"] == 2  # as the folder has
-    assert (report["batch_size"], report["repeats"]) == (BATCH, 3)
+    sizes = (report["config"]["batch_size"], report["config"]["evaluation"]["batch_size"])
+    assert (sizes, report["repeats"]) == ((BATCH, BATCH), 3)
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -183,7 +184,8 @@ def test_command_line_errors(arguments, message):
 
 
 def run(mix=None, batch_size=8, with_torch=False, **overrides):
-    return benchmark.benchmark(tiny_config(overrides), mix, batch_size, with_torch, repeats=1)
+    sizes = {"batch_size": batch_size, "evaluation.batch_size": batch_size}
+    return benchmark.benchmark(tiny_config(sizes | overrides), mix, with_torch, repeats=1)
 
 
 @pytest.mark.parametrize("mix", [[0.5, 0.5], [0.5, 0.3, 0.3], [1.5, -0.5, 0.0]])
