@@ -337,12 +337,12 @@ def test_pytorch_cases():
     config = tiny_config({
         "model.classifier": "residual", "model.width": 2, "model.resolutions": (32,),
         "predictor.resolution": 8,
-        "predictor.width": 4,
     })
     costs = model_costs(config, config.model.classes)
     threads = torch.get_num_threads()
     try:
-        train, infer = benchmark_cases.pytorch(config, costs, random_batch(4, base=32))
+        batch = random_batch(4, base=32)
+        train, infer = benchmark_cases.pytorch(config, costs, batch, batch["image"])
         losses = [train.call() for _ in range(10)]
         classes = infer.call()
     finally:
