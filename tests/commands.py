@@ -16,7 +16,7 @@ TINY = {
     "data.threads": 2, "data.crop_area": (0.5, 1.0),
     "model.classifier": "tests.tiny:TinyNet", "model.width": 4, "model.resolutions": (32, 24, 16),
     "predictor.name": "tests.tiny:TinyNet", "predictor.width": 4, "predictor.resolution": 16,
-    "budget.target": 4e-5,
+    "budget.target": 5e-5,
     "pretrain.epochs": 3, "pretrain.warmup_epochs": 1, "pretrain.learning_rate": 0.02,
     "finetune.epochs": 3, "finetune.warmup_epochs": 1, "finetune.learning_rate": 0.02,
     "evaluation.batch_size": 8, "checkpoint.every_steps": 4,

@@ -174,6 +174,18 @@ def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
     checkpoints.close()
 
 
+def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path):
+    pushed = {
+        "router.objective": "gumbel", "budget.target": 0.0, "router.alpha": 1e-6,
+        "router.eta": 30.0, "router.predictor_rate": 5.0, "pretrain.epochs": 1,
+    }
+    status, out, err = commands.run(*commands.arguments(images, tmp_path, pushed))
+    assert status == 0, err
+    assert "every image goes to one resolution" in out
+    last = [line for line in lines(tmp_path) if line["kind"] == "train"][-1]
+    assert last["mix"]["16"] == 1.0
+
+
 def test_two_processes_train_and_evaluate_together(images, tmp_path):
     command = commands.arguments(images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1})
     with commands.socket_port() as port:
