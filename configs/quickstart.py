@@ -10,8 +10,8 @@ from drnet_jax.config_files import default_beside, override
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
-    config.batch_size = 144
-    config.bucket_multiple = 24
+    config.batch_size = 128
+    config.bucket_multiple = 16
     config.data.name = "drnet_shapes"
     config.data.threads = 2
     # Images are 73 x 73: a 64-pixel crop keeps their pixels, and so their fine stripes, as drawn.
@@ -23,18 +23,18 @@ def get_config(argument: str = "") -> ConfigDict:
     config.predictor.name = "convnet"
     config.predictor.width = 16
     config.predictor.resolution = 32
-    config.budget.target = 0.0285  # of 0.0394 at 64 pixels
+    config.budget.target = 0.025  # of 0.0394 at 64 pixels
     config.router.predictor_rate = 1.0
     # A bucket of one or two images now and then has a gradient of its own scale.
     config.optimizer.clip_norm = 1.0
-    config.pretrain.epochs = 5
+    config.pretrain.epochs = 6
     config.pretrain.learning_rate = 0.05
     config.pretrain.warmup_epochs = 1
-    config.pretrain.decay_epochs = 4
-    config.finetune.epochs = 11
+    config.pretrain.decay_epochs = 5
+    config.finetune.epochs = 12
     config.finetune.learning_rate = 0.03
     config.finetune.warmup_epochs = 1
-    config.finetune.decay_epochs = 8
+    config.finetune.decay_epochs = 9
     config.evaluation.batch_size = 256
-    config.evaluation.every_epochs = 4
+    config.evaluation.every_epochs = 2
     return override(config, argument)
