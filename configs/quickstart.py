@@ -1,6 +1,6 @@
 """The demo: a small DRNet on drawn shapes, minutes on a laptop's CPU.
 
-What the other settings that were tried came to is in the README.
+What the other settings that were tried came to is in docs/routing.md.
 """
 
 from ml_collections import ConfigDict

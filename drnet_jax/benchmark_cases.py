@@ -23,7 +23,7 @@ from drnet_jax.timing import Case
 from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
-from drnet_jax.train.steps import Plan, Sums
+from drnet_jax.train.steps import Plan, Sums, plan_of
 
 STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
 STREAM = 12  # batches of a routed stream: enough for the queues to fill
@@ -66,11 +66,11 @@ class ForcedStep(Step):
     @functools.cached_property
     def forced(self) -> tuple[Plan, np.ndarray]:
         """The plan, and the largest count of each bucket over the devices, int [R]."""
-        def plan(choice: jax.Array):
-            order, counts = buckets.plan(choice, self._resolutions)
-            return Plan(choice, order.T, counts[None]), jax.lax.pmax(counts, AXIS)
+        def deal_out(choice: jax.Array):
+            plan = plan_of(choice, self._resolutions)
+            return plan, jax.lax.pmax(plan.counts[0], AXIS)
 
-        mapped = jax.jit(per_device(self.mesh, plan, P(AXIS), (P(AXIS), P())))
+        mapped = jax.jit(per_device(self.mesh, deal_out, P(AXIS), (P(AXIS), P())))
         plan, counts = mapped(put_batch(self.mesh, {"choice": self.choice})["choice"])
         return plan, np.asarray(counts)
 

@@ -26,8 +26,8 @@ def normalise(images: jax.Array) -> jax.Array:
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
 
-    The same weights as `jax.image.resize`, as two plain matrix products: rows, then columns with
-    the channels kept interleaved, so that nothing is transposed.
+    The weights of `jax.image.resize`, applied to rows and then, as a matrix product with the
+    channels kept interleaved, to columns, so that nothing is transposed.
     """
     batch, height, width, channels = images.shape
     if (height, width) == (size, size):

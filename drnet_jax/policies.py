@@ -126,9 +126,7 @@ def find_dial(scores: np.ndarray, costs: Costs, target: float) -> float:
 
 def choose(scores: np.ndarray, costs: Costs, dial: float) -> np.ndarray:
     """Where the predictor sends images of these scores [N, R] at a dial: int32 [N]."""
-    # By the row: JAX would compile for every new N.
-    charge = np.asarray(routing.charge(np.zeros(scores.shape[1:], np.float32), _array(costs), dial))
-    return np.argmax(scores + charge, axis=1).astype(np.int32)
+    return np.argmax(routing.charge(scores, _array(costs), dial), axis=1).astype(np.int32)
 
 
 def _array(costs: Costs) -> np.ndarray:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
+
 
 def perturb(logits: jax.Array, noise: jax.Array) -> jax.Array:
     """log p + g of Eq. 9: predictor logits [B, R] and Gumbel noise [B, R] (Eq. 10)."""
@@ -24,13 +26,13 @@ def choose(scores: jax.Array) -> jax.Array:
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
-def charge(scores: jax.Array, costs: jax.Array, dial: jax.Array | float) -> jax.Array:
+def charge(scores: Array, costs: Array, dial: Array | float) -> Array:
     """Scores [B, R] less what each resolution costs: `score_j - dial * C_j / max C`.
 
     The dial moves a trained router along its curve of accuracy over cost: 0 leaves it as trained,
-    a positive one saves, a negative one spends.
+    a positive one saves, a negative one spends. Of numpy arrays it makes a numpy array.
     """
-    return scores - dial * costs / jnp.max(costs)
+    return scores - dial * costs / costs.max()
 
 
 def dial_for(scores: jax.Array, costs: jax.Array, target: jax.Array | float) -> jax.Array:

@@ -7,6 +7,7 @@ import pytest
 
 from drnet_jax import evaluate, outcomes, policies, routing
 from drnet_jax.cost import Costs, Parameters
+from tests.tiny import COSTS
 
 # Where the label of image i comes among the predictions at each resolution; 9: behind the five.
 #                16 12  8
@@ -27,7 +28,6 @@ SCORES = np.array([[0.9, 0.2, 0.1],
                    [0.0, 0.0, 0.3]], np.float32)
 # The more, the surer is the answer of a resolution.
 SURE = np.array([[1, 2, 3, 4, 5, 6], [3, 1, 2, 6, 4, 5], [6, 2, 5, 1, 3, 4]]).T
-COSTS = Costs((16, 12, 8), (100, 60, 20), 5, Parameters(0, 0, 0))
 SCALE = np.array([0.5, 0.75, 0.5, 1.0, 1.0, 1.0])  # ROUTED sends the fourth and the last below it
 
 

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from drnet_jax import gains
-from drnet_jax.cost import Costs, Parameters
+from tests.tiny import COSTS, RIGHT
 
-COSTS = Costs((16, 12, 8), (100, 60, 20), 5, Parameters(0, 0, 0))
-RIGHT = np.array([[1, 1, 1],
-                  [1, 1, 0],
-                  [1, 0, 1],
-                  [1, 0, 0],
-                  [0, 0, 0],
-                  [0, 1, 0]], bool)
 CHOICE = np.array([2, 1, 2, 0, 2, 2])
 
 

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 
 from drnet_jax import policies, routing
-from drnet_jax.cost import Costs, Parameters
 from drnet_jax.errors import UserError
 from drnet_jax.policies import Cascade, Result, Table
+from tests.tiny import COSTS, RIGHT
 
-COSTS = Costs((16, 12, 8), (100, 60, 20), 5, Parameters(0, 0, 0))
 CLASSIFIER = np.array(COSTS.classifier, float)
-RIGHT = np.array([[1, 1, 1],
-                  [1, 1, 0],
-                  [1, 0, 1],
-                  [1, 0, 0],
-                  [0, 0, 0],
-                  [0, 1, 0]], bool)
 CONFIDENCE = np.array([[0, 0, 5],
                        [0, 0, 1],
                        [0, 0, 6],

@@ -15,8 +15,9 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from drnet_jax import buckets, config_files
+from drnet_jax import config_files
 from drnet_jax.config import Config, parse
+from drnet_jax.cost import Costs, Parameters
 from drnet_jax.drnet import DRNet
 from drnet_jax.mesh import data_mesh, put_batch, replicated
 from drnet_jax.models.layers import Conv
@@ -25,12 +26,20 @@ from drnet_jax.programs import Programs
 from drnet_jax.train.objectives import Gumbel, Objective
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
-from drnet_jax.train.steps import Plan
+from drnet_jax.train.steps import Plan, plan_of
 
 RESOLUTIONS = (16, 12, 8)
 CLASSES = 7
 # With the targets of the tests below the mean, so that the regulariser pulls.
 OBJECTIVE = Gumbel(costs=(100, 60, 20), alpha=10.0, eta=0.3, temperature=0.7)
+# For tables worked by hand: a model, and which of six images each resolution answers right.
+COSTS = Costs(RESOLUTIONS, (100, 60, 20), 5, Parameters(0, 0, 0))
+RIGHT = np.array([[1, 1, 1],
+                  [1, 1, 0],
+                  [1, 0, 1],
+                  [1, 0, 0],
+                  [0, 0, 0],
+                  [0, 1, 0]], bool)
 
 
 class TinyNet(nn.Module):
@@ -110,9 +119,7 @@ def mesh_of(devices: int) -> jax.sharding.Mesh:
 
 def make_plan(choice: np.ndarray, resolutions: int = len(RESOLUTIONS)) -> Plan:
     """The plan of one device with these choices."""
-    choice = jnp.asarray(choice, jnp.int32)
-    order, counts = buckets.plan(choice, resolutions)
-    return Plan(choice, order.T, counts[None])
+    return plan_of(jnp.asarray(choice, jnp.int32), resolutions)
 
 
 def kept_gradients() -> optax.GradientTransformation:

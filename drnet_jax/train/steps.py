@@ -56,6 +56,12 @@ def local(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
 
 
+def plan_of(choice: jax.Array, resolutions: int) -> Plan:
+    """Deals a device's samples out by their choices, int32 [B]."""
+    order, counts = buckets.plan(choice, resolutions)
+    return Plan(choice, order.T, counts[None])
+
+
 def route(
     drnet: DRNet, objective: Objective, params: Tree, batch_stats: Tree, batch: Tree,
     noise: jax.Array,
@@ -71,9 +77,8 @@ def route(
         everywhere: padded sizes follow from it, and every host must launch the same programs.
     """
     logits, _ = drnet.route(params, batch_stats, batch["image"], train=True)
-    choice = objective.choose(logits, noise)
-    order, counts = buckets.plan(choice, len(drnet.resolutions))
-    return Plan(choice, order.T, counts[None]), jax.lax.pmax(counts, AXIS)
+    plan = plan_of(objective.choose(logits, noise), len(drnet.resolutions))
+    return plan, jax.lax.pmax(plan.counts[0], AXIS)
 
 
 def everyone(drnet: DRNet, batch: Tree) -> Plan:
