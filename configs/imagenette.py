@@ -18,7 +18,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 4
     config.model.classifier = "resnet18"
     config.model.width = 16
-    config.model.resolutions = (64, 48, 32)
+    # Multiples of 32, by which ResNet divides: the maps of 48 pixels round up, to 65 % of the cost.
+    config.model.resolutions = (64, 32)
     config.predictor.name = "convnet"
     config.predictor.width = 8
     config.predictor.resolution = 32
@@ -26,14 +27,14 @@ def get_config(argument: str = "") -> ConfigDict:
     config.router.predictor_rate = 1.0
     config.optimizer.clip_norm = 1.0
     config.optimizer.weight_decay = 5e-4
-    config.pretrain.epochs = 12
+    config.pretrain.epochs = 16
     config.pretrain.learning_rate = 0.05
     config.pretrain.warmup_epochs = 1
-    config.pretrain.decay_epochs = 9
+    config.pretrain.decay_epochs = 12
     config.finetune.epochs = 6
     config.finetune.learning_rate = 0.02
     config.finetune.warmup_epochs = 1
     config.finetune.decay_epochs = 4
     config.evaluation.batch_size = 128
-    config.evaluation.every_epochs = 3
+    config.evaluation.every_epochs = 4
     return override(config, argument)
