@@ -10,8 +10,8 @@ from drnet_jax.config_files import default_beside, override
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
-    config.batch_size = 128
-    config.bucket_multiple = 16
+    config.batch_size = 192
+    config.bucket_multiple = 32
     config.data.name = "drnet_shapes"
     config.data.threads = 2
     # Images are 73 x 73: a 64-pixel crop keeps their pixels, and so their fine stripes, as drawn.
@@ -28,13 +28,13 @@ def get_config(argument: str = "") -> ConfigDict:
     # A bucket of one or two images now and then has a gradient of its own scale.
     config.optimizer.clip_norm = 1.0
     config.pretrain.epochs = 6
-    config.pretrain.learning_rate = 0.05
+    config.pretrain.learning_rate = 0.1
     config.pretrain.warmup_epochs = 1
     config.pretrain.decay_epochs = 5
     config.finetune.epochs = 12
-    config.finetune.learning_rate = 0.03
+    config.finetune.learning_rate = 0.06
     config.finetune.warmup_epochs = 1
     config.finetune.decay_epochs = 9
-    config.evaluation.batch_size = 256
-    config.evaluation.every_epochs = 4
+    config.evaluation.batch_size = 192
+    config.evaluation.every_epochs = 6
     return override(config, argument)

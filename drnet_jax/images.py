@@ -26,7 +26,7 @@ def normalise(images: jax.Array) -> jax.Array:
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
 
-    The weights of `jax.image.resize`, applied to rows and then, as a matrix product with the
+    The weights of `jax.image.resize`, applied to rows and then, as matrix products with the
     channels kept interleaved, to columns, so that nothing is transposed.
     """
     batch, height, width, channels = images.shape
@@ -38,12 +38,25 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     images = images.reshape(batch, height, width * channels)
     if on_cpu():
         images = _weigh_taps(rows, images)
+        bands = _bands(columns)
     else:
         images = images.astype(jnp.float32)
         images = jnp.einsum("hs,bhw->bsw", rows, images, precision=highest)
-    return jnp.einsum("bsw,wt->bst", images, columns, precision=highest).reshape(
-        batch, size, size, channels
-    )
+        bands = [(slice(None), columns)]
+    return jnp.concatenate([
+        jnp.einsum("bsw,wt->bst", images[..., used], band, precision=highest)
+        for used, band in bands
+    ], axis=-1).reshape(batch, size, size, channels)
+
+
+def _bands(weights: np.ndarray, count: int = 6) -> list[tuple[slice, np.ndarray]]:
+    """Splits a banded matrix into groups of columns, each with the rows in which it is not zero."""
+    bands = []
+    for band in np.array_split(weights, count, axis=1):
+        used = np.flatnonzero(band.any(axis=1))
+        rows = slice(used[0], used[-1] + 1)
+        bands.append((rows, band[rows]))
+    return bands
 
 
 def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from drnet_jax.config import Model, Predictor
 from drnet_jax.errors import UserError
-from drnet_jax.models import NETWORKS, build_classifier, build_predictor
+from drnet_jax.models import NETWORKS, build_classifier, build_predictor, convnet
 from drnet_jax.models.norm import MOMENTS
 
 MODEL = Model(classifier="resnet18", width=8, classes=0, resolutions=(64, 48, 32),
@@ -60,8 +60,16 @@ def test_parameter_count_of_the_predictor():
 
 def test_parameter_count_of_the_cheap_predictor_by_hand():
     net = build_predictor(Predictor(name="convnet", width=8, resolution=32), 3, "float32")
-    convolutions = 9 * (3 * 8 + 8 * 16 + 16 * 32 + 32 * 64)
-    assert parameter_count(net) == convolutions + 2 * (8 + 16 + 32 + 64) + 64 * 3 + 3
+    convolutions = 9 * (4 * 3 * 16 + 16 * 32 + 32 * 64)
+    assert parameter_count(net) == convolutions + 2 * (16 + 32 + 64) + 64 * 3 + 3
+
+
+def test_squares_of_pixels_become_channels_and_odd_sizes_are_padded():
+    image = jnp.arange(1.0, 10).reshape(1, 3, 3, 1)
+    np.testing.assert_array_equal(
+        convnet.fold_pixels(image)[0],
+        [[[1, 2, 4, 5], [3, 0, 6, 0]], [[7, 8, 0, 0], [9, 0, 0, 0]]],
+    )
 
 
 def test_every_network_has_its_count_pinned():

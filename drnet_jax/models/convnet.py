@@ -12,10 +12,11 @@ from drnet_jax.models.norm import BatchNorm
 
 
 class ConvNet(nn.Module):
-    """Four 3x3 convolutions that halve the map and double the channels, then average pooling.
+    """Squares of 2x2 pixels as channels, three 3x3 convolutions of stride 2, average pooling.
 
-    At 32 pixels the last one sees them all. Where small images are routed to small networks, a
-    residual predictor's many thin layers cost more time than their multiply-adds tell.
+    The convolutions have 2, 4 and 8 times `width` channels; at 32 pixels the last one sees the
+    whole image. Where small images are routed to small networks, a residual predictor's many thin
+    layers, and any convolution of 3 channels, cost more time than their multiply-adds tell.
     """
 
     classes: int
@@ -26,8 +27,17 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Images x [S, H, W, 3] -> float32 logits [S, classes]; as `resnet.ResNet`."""
-        for layer in range(4):
-            x = Conv(self.width * 2**layer, 3, 2, self.dtype, name=f"conv{layer + 1}")(x)
-            x = nn.relu(self.norm(dtype=self.dtype, name=f"norm{layer + 1}")(x, train, mask))
+        x = fold_pixels(x)
+        for layer in (1, 2, 3):
+            x = Conv(self.width * 2**layer, 3, 2, self.dtype, name=f"conv{layer}")(x)
+            x = nn.relu(self.norm(dtype=self.dtype, name=f"norm{layer}")(x, train, mask))
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, kernel_init=dense_init, name="head")(x)
+
+
+def fold_pixels(x: jax.Array) -> jax.Array:
+    """[S, H, W, C] -> [S, ceil(H/2), ceil(W/2), 4C]: each square of 2x2 pixels becomes one."""
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2 * channels)
+    return x.swapaxes(2, 3).reshape(batch, height // 2, width // 2, 4 * channels)
