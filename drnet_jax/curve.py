@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from drnet_jax import policies, text
+from drnet_jax import gains, policies, text
 from drnet_jax.cost import Costs
 from drnet_jax.policies import Result, Table
 
@@ -16,12 +16,13 @@ POINTS = 60  # budgets, evenly from the cheapest resolution to the dearest
 SHOWN = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)  # of the base's cost: the budgets also printed
 
 
-def sweep(table: Table, costs: Costs) -> dict[str, Any]:
+def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
     """Every policy at every budget.
 
     Args:
         table: of the images to go through.
         costs: of the model, with several resolutions.
+        seed: of the bootstrap.
 
     Returns:
         What curve.json holds: "resolutions"; "fixed", a list of {"top1", "multiply_adds"};
@@ -43,20 +44,21 @@ def sweep(table: Table, costs: Costs) -> dict[str, Any]:
         },
         "predictor": costs.predictor,
         "points": [
-            _point(table, costs, float(budget))
+            _point(table, costs, float(budget), seed)
             for budget in np.union1d(np.linspace(low, high, POINTS), shown)
         ],
     }
 
 
-def _point(table: Table, costs: Costs, budget: float) -> dict[str, Any]:
+def _point(table: Table, costs: Costs, budget: float, seed: int) -> dict[str, Any]:
     """All policies at a budget of multiply-adds, flat.
 
     "budget", "of_base"; "dial" and "mix ..." of the routed choice; "... top1" and "... cost" of
     "routed", "same mix" (a random mix of its proportions), "best mix" (see `best_random_mix`), each
     cascade, "best cascade" and "best policy" (routed or a cascade), both chosen by cross-fitting,
-    and under their bare names which these are. Numbers of policies that the budget does not pay
-    for are None.
+    and under their bare names which these are; "gain", of the best policy over the best random mix
+    of the same cost, and the ends of its 95 % interval over images, "gain low" and "gain high".
+    Numbers of policies that the budget does not pay for are None.
     """
     classifier, fixed = np.array(costs.classifier, float), table.right.mean(axis=0)
     point: dict[str, Any] = {"budget": budget, "of_base": budget / classifier[0]}
@@ -88,7 +90,9 @@ def _point(table: Table, costs: Costs, budget: float) -> dict[str, Any]:
     ):
         _, best = policies.cross_fit(results)
         point |= _numbers(name, best) | {name: best.name}
-    return point
+    gain = gains.over_best_mix(table.right, best, costs, seed)
+    low, high = gain["interval"]
+    return point | {"gain": gain["value"], "gain low": low, "gain high": high}
 
 
 def _numbers(name: str, result: Result | None) -> dict[str, float | None]:
@@ -111,18 +115,22 @@ def write(swept: dict[str, Any], folder: Path) -> None:
 def text_of(swept: dict[str, Any]) -> str:
     """A table of some of the budgets."""
     columns = ("routed", "best cascade", "best policy", "same mix", "best mix")
-    rows = [("of base", "budget", *columns, "best policy is")]
+    rows = [("of base", "budget", *columns, "gain (95 %)", "best policy is")]
     for point in swept["points"]:
         if any(np.isclose(point["of_base"], share, rtol=1e-9) for share in SHOWN):
             tops = (point[f"{name} top1"] for name in columns)
             rows.append((
                 f"{100 * point['of_base']:.0f} %", text.short(point["budget"]),
                 *("-" if top is None else f"{100 * top:.2f}" for top in tops),
+                "{:+.2f} ({:+.2f} to {:+.2f})".format(
+                    *(100 * point[name] for name in ("gain", "gain low", "gain high"))
+                ),
                 point["best policy"],
             ))
     return (
         "top-1 % by budget; `best` of routed and the cascades is chosen for each half of the "
-        "images by the other half\n" + text.table(rows)
+        "images by the other half;\ngain is that of the best policy over the best random mix of "
+        "the same cost\n" + text.table(rows)
     )
 
 

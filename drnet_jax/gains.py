@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.cost import Costs
-from drnet_jax.policies import best_random_mix, oracle_choice
+from drnet_jax.policies import Result, best_random_mix, oracle_choice
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
@@ -42,6 +42,27 @@ def with_intervals(
         }
         for name, resampled in statistics(resampled_means(columns, seed)).items()
     }
+
+
+def over_best_mix(
+    right: np.ndarray, policy: Result, costs: Costs, seed: int
+) -> dict[str, Any]:
+    """A policy's top-1 less that of the best random mix of the same cost, see `with_intervals`.
+
+    Args:
+        right: bool [N, R], whether each resolution answers each image right.
+        policy: what the policy makes of the same images.
+        costs: of the model.
+        seed: of the bootstrap.
+    """
+    classifier = np.array(costs.classifier, float)
+
+    def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
+        fixed, top1, spent = means[..., :-2], means[..., -2], means[..., -1]
+        return {"gain": top1 - best_random_mix(classifier, fixed, spent)}
+
+    columns = np.column_stack([right, policy.right, policy.cost]).astype(float)
+    return with_intervals(columns, statistics, seed)["gain"]
 
 
 def router_gains(

@@ -73,7 +73,7 @@ def evaluate_workdir(
         print(f"checkpoint {step} ({meta.stage}) of {workdir}")
         print(text_report(report))
         if with_curve:
-            swept = curve.sweep(known, costs)
+            swept = curve.sweep(known, costs, config.seed)
             curve.write(swept, Path(workdir))
             print("\n" + curve.text_of(swept))
 

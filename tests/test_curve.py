@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from drnet_jax import curve, policies
+from drnet_jax import curve, gains, policies
 from tests.test_policies import COSTS, TABLE
 
 CASCADES = ("12>16", "12>16 fused", "8>16", "8>16 fused", "8>12", "8>12 fused")
@@ -14,7 +14,7 @@ CASCADES = ("12>16", "12>16 fused", "8>16", "8>16 fused", "8>12", "8>12 fused")
 
 @pytest.fixture(scope="module")
 def swept():
-    return curve.sweep(TABLE, COSTS)
+    return curve.sweep(TABLE, COSTS, seed=0)
 
 
 def at(swept, budget):
@@ -82,6 +82,9 @@ def test_the_best_policy_is_cross_fitted(swept):
             results += [policies.cascaded(TABLE, COSTS, fitted)] if fitted else []
         _, best = policies.cross_fit(results)
         assert (point["best policy"], point["best policy top1"]) == (best.name, best.top1())
+        gain = gains.over_best_mix(TABLE.right, best, COSTS, seed=0)
+        assert [point["gain"], point["gain low"], point["gain high"]] == [
+            gain["value"], *gain["interval"]]
 
 
 def test_files_hold_the_same_numbers(swept, tmp_path):
@@ -98,7 +101,7 @@ def test_files_hold_the_same_numbers(swept, tmp_path):
 
 def test_the_table_shows_the_round_shares(swept):
     lines = curve.text_of(swept).splitlines()
-    assert [line.split(" %")[0] for line in lines[2:]] == [
+    assert [line.split(" %")[0] for line in lines[3:]] == [
         "40", "50", "60", "70", "75", "80", "90", "100"]
     # Of which routed, cross-fitted twice, and the two random mixes.
-    assert lines[4].split()[:8] == ["60", "%", "60", "50.00", "50.00", "33.33", "47.22", "50.00"]
+    assert lines[5].split()[:8] == ["60", "%", "60", "50.00", "50.00", "33.33", "47.22", "50.00"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from drnet_jax import gains
+from drnet_jax.policies import Result
 from tests.tiny import COSTS, RIGHT
 
 CHOICE = np.array([2, 1, 2, 0, 2, 2])
@@ -28,6 +29,14 @@ def test_gains_by_hand():
     for value in found.values():
         low, high = value["interval"]
         assert low <= value["value"] <= high and low < high
+
+
+def test_any_policy_is_measured_as_the_router_is():
+    cost = np.array(COSTS.classifier, float)[CHOICE] + COSTS.predictor
+    found = gains.over_best_mix(RIGHT, Result("routed", routed(), cost), COSTS, seed=0)
+    expected = gains.router_gains(RIGHT, CHOICE, routed(), COSTS, seed=0)["over_best_mix"]
+    assert found["value"] == pytest.approx(expected["value"])
+    assert found["interval"] == pytest.approx(expected["interval"])
 
 
 def test_where_the_oracle_gains_nothing_its_share_is_none():
