@@ -47,6 +47,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     def guarded(positional: list[str]) -> None:
         # orbax tells every rename it makes at INFO.
         logging.set_verbosity(logging.WARNING)
+        # Into a log file, too, the lines of a long run are to be seen as they come.
+        sys.stdout.reconfigure(line_buffering=True)
         try:
             if positional[1:]:
                 raise UserError(f"expected --flags only, received {positional[1]!r}; see --help")

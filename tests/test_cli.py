@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "imagenet_resnet50.py")
 
 PROGRAM = """
+import os
+
 from drnet_jax import cli
 from drnet_jax.errors import UserError
 
@@ -21,6 +23,8 @@ def main():
     if router.alpha == 1:
         raise UserError("an error of the program's own")
     print(router.alpha, router.eta)
+    if router.alpha == 3:
+        os._exit(9)  # as if killed: nothing is flushed
 
 cli.run(main)
 """
@@ -34,7 +38,8 @@ def run(tmp_path):
     def run(*arguments):
         return subprocess.run(
             [sys.executable, str(program), *arguments], cwd=tmp_path, text=True,
-            capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, timeout=60,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
         )
 
     return run
@@ -47,6 +52,11 @@ def run(tmp_path):
 def test_config_file_argument_and_override(run, arguments, printed):
     done = run(*arguments)
     assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr
+
+
+def test_a_log_file_holds_every_line_as_it_comes(run):
+    done = run("--config", f"{CONFIG}:alpha=3.0")
+    assert (done.returncode, done.stdout.strip()) == (9, "3.0 0.2"), done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
