@@ -35,6 +35,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.finetune.learning_rate = 0.06
     config.finetune.warmup_epochs = 1
     config.finetune.decay_epochs = 9
-    config.evaluation.batch_size = 192
+    config.evaluation.batch_size = 256
     config.evaluation.every_epochs = 6
     return override(config, argument)
