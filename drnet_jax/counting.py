@@ -20,7 +20,7 @@ from flax import traverse_util
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from drnet_jax.errors import UserError
-from drnet_jax.models.layers import plain_forms
+from drnet_jax.forms import plain_forms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnet_jax.models.layers import on_cpu
+from drnet_jax.forms import on_cpu
 
 # Per-channel mean and deviation of ImageNet in [0, 255].
 MEAN = (123.675, 116.28, 103.53)

@@ -15,7 +15,8 @@ from drnet_jax.config import parse
 from drnet_jax.cost import Costs, Parameters, model_costs
 from drnet_jax.counting import Layer, layer_costs, multiply_adds, parameters, variable_shapes
 from drnet_jax.errors import UserError
-from drnet_jax.models.layers import conv, plain_forms
+from drnet_jax.forms import plain_forms
+from drnet_jax.models.layers import conv
 from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
 
 ROOT = Path(__file__).parent.parent

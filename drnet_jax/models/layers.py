@@ -1,13 +1,12 @@
 """Convolution and pooling with PyTorch's explicit padding, in the forms XLA runs fastest."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from drnet_jax.forms import on_cpu
 
 # PyTorch's initialisers: He-normal over fan-out for convolutions, uniform for the last layer.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -82,23 +81,6 @@ def max_pool(x: jax.Array) -> jax.Array:
         # Down the rows, then the columns: forward and backward 33 ms against 186.
         return _max_of_three(_max_of_three(x, 1), 2)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-
-_plain = contextvars.ContextVar("plain", default=False)
-
-
-@contextlib.contextmanager
-def plain_forms() -> Iterator[None]:
-    """Traces layers as they are defined, not as this platform runs them: for counting."""
-    token = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
-
-
-def on_cpu() -> bool:
-    return jax.default_backend() == "cpu" and not _plain.get()
 
 
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
