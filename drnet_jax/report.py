@@ -181,7 +181,7 @@ def draw_routing(
             predicted = int(outcome.log_p[at].argmax())
             axis.imshow(np.asarray(seen).clip(0, 255).astype(np.uint8))
             axis.set_title(
-                source.classes[predicted].replace("_", " ")[:18], fontsize=7,
+                source.classes[predicted].replace("_", " ")[:20], fontsize=7,
                 color="black" if predicted == outcome.label[at] else "tab:red",
             )
     figure.savefig(path, dpi=100)
