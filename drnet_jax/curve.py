@@ -26,12 +26,20 @@ def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
 
     Returns:
         What curve.json holds: "resolutions"; "fixed", a list of {"top1", "multiply_adds"};
-        "oracle", likewise; "predictor", its multiply-adds; and "points", see `_point`.
+        "oracle", likewise; "predictor", its multiply-adds; and "points", for which see `_point`,
+        with "gain", of the best policy over the best random mix of the same cost, and the ends of
+        its 95 % interval over images, "gain low" and "gain high".
     """
     classifier = np.array(costs.classifier, float)
-    low, high, base = classifier.min(), classifier.max(), classifier[0]
-    shown = np.array([share * base for share in SHOWN if low <= share * base <= high])
+    least, most, base = classifier.min(), classifier.max(), classifier[0]
+    shown = np.array([share * base for share in SHOWN if least <= share * base <= most])
     best = policies.oracle_choice(table.right, classifier)
+    points, results = zip(*(
+        _point(table, costs, float(budget))
+        for budget in np.union1d(np.linspace(least, most, POINTS), shown)
+    ), strict=True)
+    over = gains.over_best_mix(table.right, results, costs, seed)
+    intervals = [gain["interval"] for gain in over]
     return {
         "resolutions": list(costs.resolutions),
         "fixed": [
@@ -44,21 +52,20 @@ def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
         },
         "predictor": costs.predictor,
         "points": [
-            _point(table, costs, float(budget), seed)
-            for budget in np.union1d(np.linspace(low, high, POINTS), shown)
+            point | {"gain": gain["value"], "gain low": low, "gain high": high}
+            for point, gain, (low, high) in zip(points, over, intervals, strict=True)
         ],
     }
 
 
-def _point(table: Table, costs: Costs, budget: float, seed: int) -> dict[str, Any]:
-    """All policies at a budget of multiply-adds, flat.
+def _point(table: Table, costs: Costs, budget: float) -> tuple[dict[str, Any], Result]:
+    """All policies at a budget of multiply-adds, flat, and what the best of them makes of it.
 
     "budget", "of_base"; "dial" and "mix ..." of the routed choice; "... top1" and "... cost" of
     "routed", "same mix" (a random mix of its proportions), "best mix" (see `best_random_mix`), each
     cascade, "best cascade" and "best policy" (routed or a cascade), both chosen by cross-fitting,
-    and under their bare names which these are; "gain", of the best policy over the best random mix
-    of the same cost, and the ends of its 95 % interval over images, "gain low" and "gain high".
-    Numbers of policies that the budget does not pay for are None.
+    and under their bare names which these are. Numbers of policies that the budget does not pay for
+    are None.
     """
     classifier, fixed = np.array(costs.classifier, float), table.right.mean(axis=0)
     point: dict[str, Any] = {"budget": budget, "of_base": budget / classifier[0]}
@@ -90,9 +97,7 @@ def _point(table: Table, costs: Costs, budget: float, seed: int) -> dict[str, An
     ):
         _, best = policies.cross_fit(results)
         point |= _numbers(name, best) | {name: best.name}
-    gain = gains.over_best_mix(table.right, best, costs, seed)
-    low, high = gain["interval"]
-    return point | {"gain": gain["value"], "gain low": low, "gain high": high}
+    return point, best
 
 
 def _numbers(name: str, result: Result | None) -> dict[str, float | None]:
@@ -122,9 +127,7 @@ def text_of(swept: dict[str, Any]) -> str:
             rows.append((
                 f"{100 * point['of_base']:.0f} %", text.short(point["budget"]),
                 *("-" if top is None else f"{100 * top:.2f}" for top in tops),
-                "{:+.2f} ({:+.2f} to {:+.2f})".format(
-                    *(100 * point[name] for name in ("gain", "gain low", "gain high"))
-                ),
+                text.interval(point["gain"], point["gain low"], point["gain high"], "+.2f"),
                 point["best policy"],
             ))
     return (

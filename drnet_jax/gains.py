@@ -1,6 +1,6 @@
 """What a router gains over chance, and how surely: figures about a routed evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from drnet_jax.policies import Result, best_random_mix, oracle_choice
 RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
 
-Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]  # means [..., K] -> numbers [...]
+Statistics = Callable[[np.ndarray], dict[Any, np.ndarray]]  # means [..., K] -> numbers [...]
 
 
 def resampled_means(columns: np.ndarray, seed: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def resampled_means(columns: np.ndarray, seed: int) -> np.ndarray:
 
 def with_intervals(
     columns: np.ndarray, statistics: Statistics, seed: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[Any, dict[str, Any]]:
     """Statistics of the column means, each as {"value", "interval": [low, high]}.
 
     Args:
@@ -45,24 +45,31 @@ def with_intervals(
 
 
 def over_best_mix(
-    right: np.ndarray, policy: Result, costs: Costs, seed: int
-) -> dict[str, Any]:
-    """A policy's top-1 less that of the best random mix of the same cost, see `with_intervals`.
+    right: np.ndarray, results: Sequence[Result], costs: Costs, seed: int
+) -> list[dict[str, Any]]:
+    """Each policy's top-1 less that of the best random mix of the same cost.
 
     Args:
         right: bool [N, R], whether each resolution answers each image right.
-        policy: what the policy makes of the same images.
+        results: what P policies make of the same images.
         costs: of the model.
-        seed: of the bootstrap.
+        seed: of the bootstrap, whose resamples are the same for all policies.
+
+    Returns:
+        [P] of {"value", "interval"}, see `with_intervals`.
     """
-    classifier = np.array(costs.classifier, float)
+    classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
 
-    def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
-        fixed, top1, spent = means[..., :-2], means[..., -2], means[..., -1]
-        return {"gain": top1 - best_random_mix(classifier, fixed, spent)}
+    def statistics(means: np.ndarray) -> dict[int, np.ndarray]:
+        fixed, top1, spent = np.split(means, [resolutions, resolutions + len(results)], axis=-1)
+        return {
+            which: top1[..., which] - best_random_mix(classifier, fixed, spent[..., which])
+            for which in range(len(results))
+        }
 
-    columns = np.column_stack([right, policy.right, policy.cost]).astype(float)
-    return with_intervals(columns, statistics, seed)["gain"]
+    columns = [right, *(each.right for each in results), *(each.cost for each in results)]
+    found = with_intervals(np.column_stack(columns).astype(float), statistics, seed)
+    return list(found.values())
 
 
 def router_gains(

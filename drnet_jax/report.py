@@ -124,9 +124,8 @@ def _budget_lines(budget: dict[str, Any]) -> list[str]:
 
 def _router_lines(router: dict[str, Any], resolutions: list[int]) -> list[str]:
     def gain(name: str, form: str) -> str:
-        low, high = router["gains"][name]["interval"]
-        value = router["gains"][name]["value"]
-        return f"{100 * value:{form}} ({100 * low:{form}} to {100 * high:{form}})"
+        found = router["gains"][name]
+        return text.interval(found["value"], *found["interval"], form)
 
     return [
         "routed, with 95 % intervals over images:",

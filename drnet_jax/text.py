@@ -21,3 +21,8 @@ def short(number: float) -> str:
         if number >= 0.9995 * factor:
             return f"{number / factor:#.3g}".rstrip(".") + unit
     return f"{number:.0f}"
+
+
+def interval(value: float, low: float, high: float, form: str) -> str:
+    """Shares as percentages: 0.0154, 0.014, 0.0169 and "+.1f" -> "+1.5 (+1.4 to +1.7)"."""
+    return f"{100 * value:{form}} ({100 * low:{form}} to {100 * high:{form}})"
