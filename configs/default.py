@@ -58,6 +58,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "warmup_epochs": 3,  # linear from 0
             "decay_epochs": 20,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
+            "distillation": 0.0,  # how far smaller sizes learn the base's answers, not labels: 0-1
         },
         "finetune": {
             "epochs": 100,  # stage 2: predictor and classifier together; 0 skips it

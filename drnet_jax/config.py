@@ -68,7 +68,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain:
+class Stage:
     epochs: int
     learning_rate: float
     warmup_epochs: float
@@ -77,7 +77,12 @@ class Pretrain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(Pretrain):
+class Pretrain(Stage):
+    distillation: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Stage):
     init_from: str
 
 
@@ -240,6 +245,8 @@ def _check(config: Config) -> None:
         require(stage.decay_epochs > 0, f"{name}.decay_epochs", "more than 0", stage.decay_epochs)
         require(0 < stage.decay_factor <= 1, f"{name}.decay_factor", "0 < factor <= 1",
                 stage.decay_factor)
+    require(0 <= config.pretrain.distillation <= 1, "pretrain.distillation", "0 to 1",
+            config.pretrain.distillation)
     require(config.pretrain.epochs + config.finetune.epochs > 0, "pretrain.epochs",
             "at least one stage of more than 0 epochs", config.pretrain.epochs)
     require(not config.finetune.init_from or config.pretrain.epochs == 0, "finetune.init_from",

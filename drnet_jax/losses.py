@@ -10,6 +10,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """Cross-entropy, float32 [B], of softmax(logits [B, C]) against probabilities [B, C]."""
+    return optax.softmax_cross_entropy(logits, probabilities)
+
+
 def binary_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
     """Cross-entropy, float32 [B], of sigmoid(logits [B]) against probabilities [B]."""
     return optax.sigmoid_binary_cross_entropy(logits, probabilities)

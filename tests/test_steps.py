@@ -21,6 +21,7 @@ from drnet_jax.models.layers import conv
 from drnet_jax.programs import Programs
 from drnet_jax.train import steps
 from tests.tiny import (
+    CLASSES,
     OBJECTIVE,
     RESOLUTIONS,
     Trainer,
@@ -68,7 +69,7 @@ class Device:
 
     def bucket(self, index, size, batch, choice):
         def bucket(*args):
-            return steps.bucket(self.drnet, index, size, self.batch_size, *args)
+            return steps.bucket(self.drnet, index, size, self.batch_size, 0.0, *args)
 
         return self._run(f"bucket {index} x{size}", bucket, batch, make_plan(choice))
 
@@ -284,8 +285,9 @@ def uneven_run(estimator, aware=True):
 
 
 @functools.cache
-def pretrain_run():
-    trainer = Trainer(2, "pretrain", overrides=NO_DECAY)
+def pretrain_run(distillation=0.0):
+    trainer = Trainer(
+        2, "pretrain", overrides=NO_DECAY | {"pretrain.distillation": distillation})
     variables, batch = random_variables(trainer.drnet), random_batch(10)
     return Run(trainer, variables, batch, *trainer.run(trainer.state(variables), batch))
 
@@ -345,19 +347,25 @@ def test_step_with_its_own_noise_is_the_reference():
     assert_is_reference(run, grads, moments, metrics)
 
 
-def test_pretraining_sums_the_losses_of_all_resolutions():
-    run = pretrain_run()
+@pytest.mark.parametrize("distillation", [0.0, 0.75, 1.0])
+def test_pretraining_sums_the_losses_of_all_resolutions(distillation):
+    run = pretrain_run(distillation)
     drnet, (params, batch_stats) = run.trainer.drnet, run.variables
     shards = list(zip(np.split(run.batch["image"], 2), np.split(run.batch["label"], 2),
                       strict=True))
 
     def loss_of(params):
-        total, correct, moments = 0, [], {}
+        total, correct, moments, taught = 0, [], {}, []
         for index, key in enumerate(drnet.norm_keys):
             right = 0
-            for image, label in shards:
+            for which, (image, label) in enumerate(shards):
                 logits, found = drnet.classify(index, params, batch_stats, image, True)
-                total -= jnp.sum(jax.nn.log_softmax(logits)[np.arange(5), label])
+                target = jax.nn.one_hot(label, CLASSES)
+                if index == 0:
+                    taught.append(jax.lax.stop_gradient(jax.nn.softmax(logits)))
+                else:
+                    target = (1 - distillation) * target + distillation * taught[which]
+                total -= jnp.sum(target * jax.nn.log_softmax(logits))
                 right += jnp.sum(jnp.argmax(logits, -1) == label)
                 moments[key] = added(moments.get(key), found)
             correct.append(right)

@@ -187,6 +187,7 @@ def _run_stage(
         drnet=run.drnet, optimizer=optimizer, mesh=run.mesh, programs=Programs(telemetry.compiled),
         stage=stage, estimator=config.router.estimator, bucket_multiple=config.bucket_multiple,
         objective=run.objective,
+        distillation=config.pretrain.distillation if stage == "pretrain" else 0.0,
     )
     try:
         return _steps(run, stage, step, state, batches)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from drnet_jax.config import Config, Pretrain
+from drnet_jax.config import Config, Stage
 from drnet_jax.drnet import DRNet
 
 STAGES = ("pretrain", "finetune")
@@ -30,7 +30,7 @@ def create_state(
     return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
 
 
-def learning_rate(stage: Pretrain, steps_per_epoch: int) -> optax.Schedule:
+def learning_rate(stage: Stage, steps_per_epoch: int) -> optax.Schedule:
     """Linear warm-up from 0, times a factor every `decay_epochs` (section 4.1)."""
     warmup = optax.linear_schedule(0, 1, max(1, round(stage.warmup_epochs * steps_per_epoch)))
     decay = optax.exponential_decay(

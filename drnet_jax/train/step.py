@@ -36,6 +36,7 @@ class Step:
     estimator: str  # "selected" or "dense"
     bucket_multiple: int
     objective: Objective
+    distillation: float  # see `steps.bucket`; 0 in finetuning
 
     def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
         """Runs one step; `key` is folded with the step's number."""
@@ -46,7 +47,7 @@ class Step:
     def pretrain(self, state: TrainState, batch: Tree) -> tuple[TrainState, Tree]:
         """All samples at all resolutions, their losses summed."""
         def begin(params, batch_stats, batch):
-            sums = steps.start(self.drnet, params, batch_stats, batch)
+            sums = steps.start(self.drnet, params, batch_stats, batch, self.distillation)
             return steps.everyone(self.drnet, batch), _to_global(sums)
 
         begin = self._map(begin, (P(), P(), P(AXIS)), (P(AXIS), P(AXIS)))
@@ -137,8 +138,8 @@ class Step:
     def _bucket(self, index: int, size: int):
         def bucket(params, batch_stats, batch, plan, sums):
             return _to_global(steps.bucket(
-                self.drnet, index, size, self._global(batch), params, batch_stats, batch, plan,
-                _to_local(sums),
+                self.drnet, index, size, self._global(batch), self.distillation,
+                params, batch_stats, batch, plan, _to_local(sums),
             ))
 
         return self._map(bucket, (P(), P(), P(AXIS), P(AXIS), P(AXIS)), P(AXIS))

@@ -40,6 +40,7 @@ class Sums(struct.PyTreeNode):
     choice_grad: jax.Array  # float32 [B, R], d(loss)/dh
     loss: jax.Array  # float32 [B], cross-entropy summed over the buckets a sample is in
     correct: jax.Array  # float32 [B, R], 1 where the label came out on top
+    teacher: jax.Array | None  # float32 [B, C], probabilities at the base; None: nobody learns them
 
 
 def classifier_params(params: Tree) -> Tree:
@@ -88,11 +89,13 @@ def everyone(drnet: DRNet, batch: Tree) -> Plan:
     return Plan(jnp.zeros(size, jnp.int32), order.T, counts[None])
 
 
-def start(drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree) -> Sums:
+def start(
+    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, distillation: float = 0.0
+) -> Sums:
     """Sums of zero for a batch."""
     size, resolutions = batch["label"].shape[0], len(drnet.resolutions)
     grads = jax.tree.map(jnp.zeros_like, classifier_params(params))
-    _, moments = jax.eval_shape(
+    logits, moments = jax.eval_shape(
         lambda: drnet.classify(0, params, batch_stats, batch["image"][:1], True)
     )
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), moments)
@@ -102,17 +105,21 @@ def start(drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree) -> Sums:
         choice_grad=jnp.zeros((size, resolutions)),
         loss=jnp.zeros(size),
         correct=jnp.zeros((size, resolutions)),
+        teacher=jnp.zeros((size, logits.shape[-1])) if distillation else None,
     )
 
 
 def bucket(
-    drnet: DRNet, index: int, size: int, global_batch: int,
+    drnet: DRNet, index: int, size: int, global_batch: int, distillation: float,
     params: Tree, batch_stats: Tree, batch: Tree, plan: Plan, sums: Sums,
 ) -> Sums:
     """Adds one bucket, padded to `size` rows, to the sums.
 
     The loss is the cross-entropy of y = h * F(x), with h = 1 the chosen entry of the choice, over
     the global batch; its derivative with respect to h is the `selected` estimator's.
+
+    With `distillation`, which takes every sample at the base resolution first, the target of the
+    others is the label to the share of 1 - distillation, and the base's answer to the rest.
     """
     order, real = plan.order[:, index], buckets.mask(plan.counts[0, index], size)
     rows = buckets.gather(batch, order, size)
@@ -123,6 +130,10 @@ def bucket(
             index, trainable, batch_stats, rows["image"], True, real
         )
         each = losses.cross_entropy(chosen[:, None] * logits, rows["label"])
+        if distillation and index > 0:
+            (teacher,) = buckets.gather((sums.teacher,), order, size)
+            taught = losses.soft_cross_entropy(logits, teacher)
+            each = (1 - distillation) * each + distillation * taught
         # A select, not a product: garbage in a padded row must not become 0 * inf.
         each = jnp.where(real, each, 0)
         return jnp.sum(each) / global_batch, (each, logits, moments)
@@ -136,12 +147,16 @@ def bucket(
         return buckets.scatter(values, order, real, batch_size)
 
     correct = back((jnp.argmax(logits, -1) == rows["label"]).astype(jnp.float32))
+    teacher = sums.teacher
+    if distillation and index == 0:
+        teacher = back(jax.nn.softmax(logits))
     return Sums(
         grads=jax.tree.map(jnp.add, sums.grads, grads),
         moments=_add_moments(sums.moments, drnet.norm_keys[index], moments),
         choice_grad=sums.choice_grad.at[:, index].add(back(chosen_grad)),
         loss=sums.loss + back(each),
         correct=sums.correct.at[:, index].add(correct),
+        teacher=teacher,
     )
 
 
@@ -181,6 +196,7 @@ def dense(
         choice_grad=sums.choice_grad + choice_grad,
         loss=sums.loss + each,
         correct=sums.correct + hard * (jnp.argmax(logits, -1) == batch["label"][:, None]),
+        teacher=None,
     )
 
 
