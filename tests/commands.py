@@ -18,6 +18,7 @@ TINY = {
     "predictor.name": "tests.tiny:TinyNet", "predictor.width": 4, "predictor.resolution": 16,
     "budget.target": 5e-5,
     "pretrain.epochs": 3, "pretrain.warmup_epochs": 1, "pretrain.learning_rate": 0.02,
+    "pretrain.distillation": 0.5,
     "finetune.epochs": 3, "finetune.warmup_epochs": 1, "finetune.learning_rate": 0.02,
     "evaluation.batch_size": 8, "checkpoint.every_steps": 4,
 }

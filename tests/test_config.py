@@ -109,6 +109,7 @@ IMPOSSIBLE = [
     *((f"{stage}.{key}", value) for stage in ("pretrain", "finetune") for key, value in (
         ("epochs", -1), ("learning_rate", 0), ("warmup_epochs", -1), ("decay_epochs", 0),
         ("decay_factor", 0), ("decay_factor", 1.1))),
+    ("pretrain.distillation", -0.1), ("pretrain.distillation", 1.1),
     ("finetune.init_from", "elsewhere"),  # and stage 1 here as well
     ("evaluation.batch_size", 0), ("evaluation.every_epochs", 0),
     ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
@@ -125,7 +126,8 @@ def test_impossible_value(key, value):
 
 
 @pytest.mark.parametrize("key", ["router.alpha", "router.eta", "optimizer.weight_decay",
-                                 "pretrain.learning_rate", "finetune.decay_epochs"])
+                                 "pretrain.learning_rate", "finetune.decay_epochs",
+                                 "pretrain.distillation"])
 def test_nan_is_impossible(key):
     with pytest.raises(UserError, match=re.escape(f"config.{key}: expected")):
         parse(default_with(key, float("nan")))
@@ -141,7 +143,7 @@ def test_a_run_needs_a_stage():
 # Keys that came after checkpoints were written, and what those were trained with.
 LATER = {
     "optimizer.clip_norm": 0.0, "router.objective": "gumbel", "router.exploration": 0.1,
-    "budget.target": 0.0,
+    "budget.target": 0.0, "pretrain.distillation": 0.0,
 }
 FIRST = sorted(traverse_util.flatten_dict(load().to_dict(), sep=".").keys() - LATER.keys())
 

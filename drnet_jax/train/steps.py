@@ -118,8 +118,9 @@ def bucket(
     The loss is the cross-entropy of y = h * F(x), with h = 1 the chosen entry of the choice, over
     the global batch; its derivative with respect to h is the `selected` estimator's.
 
-    With `distillation`, which takes every sample at the base resolution first, the target of the
-    others is the label to the share of 1 - distillation, and the base's answer to the rest.
+    Args:
+        distillation: at resolutions other than the base, how much of the target is the base's
+            answer to the same samples, which must have been run before, and not the label.
     """
     order, real = plan.order[:, index], buckets.mask(plan.counts[0, index], size)
     rows = buckets.gather(batch, order, size)
@@ -131,7 +132,7 @@ def bucket(
         )
         each = losses.cross_entropy(chosen[:, None] * logits, rows["label"])
         if distillation and index > 0:
-            (teacher,) = buckets.gather((sums.teacher,), order, size)
+            teacher = buckets.gather(sums.teacher, order, size)
             taught = losses.soft_cross_entropy(logits, teacher)
             each = (1 - distillation) * each + distillation * taught
         # A select, not a product: garbage in a padded row must not become 0 * inf.
