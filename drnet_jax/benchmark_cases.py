@@ -98,7 +98,8 @@ def training(
             drnet=drnet, optimizer=make_optimizer(config, stage, STEPS_PER_EPOCH), mesh=mesh,
             programs=new_programs(), stage=stage, estimator=estimator,
             bucket_multiple=config.bucket_multiple,
-            objective=make_objective(config, costs), distillation=0.0, **forced,
+            objective=make_objective(config, costs),
+            distillation=config.pretrain.distillation, **forced,
         )
 
     def contestant(

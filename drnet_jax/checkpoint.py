@@ -67,12 +67,16 @@ class Meta:
 class Checkpoints:
     """The checkpoints of one run: the latest few, the best, and the end of each stage."""
 
-    def __init__(self, workdir: str, keep: int = 1, stage_ends: tuple[int, ...] = ()):
+    def __init__(
+        self, workdir: str, keep: int = 1, stage_ends: tuple[int, ...] = (), cleanup: bool = False
+    ):
         """Opens, or creates, `workdir/checkpoints`.
 
         Args:
             keep: how many of the latest to keep.
             stage_ends: steps to keep for good.
+            cleanup: whether to remove what a killed run left half written. Not for readers: the
+                run may be alive, and writing.
         """
         self.directory = Path(workdir).absolute() / FOLDER
         policies = checkpoint_managers
@@ -89,7 +93,7 @@ class Checkpoints:
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(kept),
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=cleanup,
                 ),
                 item_handlers={
                     "model": ocp.StandardCheckpointHandler(),

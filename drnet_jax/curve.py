@@ -38,8 +38,7 @@ def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
         _point(table, costs, float(budget))
         for budget in np.union1d(np.linspace(least, most, POINTS), shown)
     ), strict=True)
-    over = gains.over_best_mix(table.right, results, costs, seed)
-    intervals = [gain["interval"] for gain in over]
+    gain = gains.over_best_mix(table.right, results, costs, seed)
     return {
         "resolutions": list(costs.resolutions),
         "fixed": [
@@ -52,8 +51,10 @@ def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
         },
         "predictor": costs.predictor,
         "points": [
-            point | {"gain": gain["value"], "gain low": low, "gain high": high}
-            for point, gain, (low, high) in zip(points, over, intervals, strict=True)
+            point | {"gain": value, "gain low": low, "gain high": high}
+            for point, value, low, high in zip(
+                points, gain["value"], *gain["interval"], strict=True
+            )
         ],
     }
 
@@ -170,6 +171,7 @@ def _draw(swept: dict[str, Any], path: Path) -> None:
         "top", functions=(lambda x: x * unit / base, lambda x: x * base / unit)
     )
     share.set_xlabel(f"share of {swept['resolutions'][0]} px for all")
+    axes.margins(x=0.08)  # for the base's label
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

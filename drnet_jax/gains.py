@@ -11,7 +11,8 @@ from drnet_jax.policies import Result, best_random_mix, oracle_choice
 RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
 
-Statistics = Callable[[np.ndarray], dict[Any, np.ndarray]]  # means [..., K] -> numbers [...]
+# Means [..., K] -> numbers [...], or [..., P].
+Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def resampled_means(columns: np.ndarray, seed: int) -> np.ndarray:
@@ -26,8 +27,8 @@ def resampled_means(columns: np.ndarray, seed: int) -> np.ndarray:
 
 def with_intervals(
     columns: np.ndarray, statistics: Statistics, seed: int
-) -> dict[Any, dict[str, Any]]:
-    """Statistics of the column means, each as {"value", "interval": [low, high]}.
+) -> dict[str, dict[str, Any]]:
+    """Statistics of the column means, each as {"value", "interval": [low, high]} (lists: [P]).
 
     Args:
         columns: float [N, K], one row an image.
@@ -38,7 +39,8 @@ def with_intervals(
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return {
         name: {
-            "value": float(values[name]), "interval": np.quantile(resampled, ends).tolist(),
+            "value": values[name].tolist(),
+            "interval": np.quantile(resampled, ends, axis=0).tolist(),
         }
         for name, resampled in statistics(resampled_means(columns, seed)).items()
     }
@@ -46,30 +48,26 @@ def with_intervals(
 
 def over_best_mix(
     right: np.ndarray, results: Sequence[Result], costs: Costs, seed: int
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Each policy's top-1 less that of the best random mix of the same cost.
 
     Args:
         right: bool [N, R], whether each resolution answers each image right.
         results: what P policies make of the same images.
         costs: of the model.
-        seed: of the bootstrap, whose resamples are the same for all policies.
+        seed: of the bootstrap, over images: policies, dials and thresholds stay as they are.
 
     Returns:
-        [P] of {"value", "interval"}, see `with_intervals`.
+        {"value": [P], "interval": [[P], [P]]}, see `with_intervals`.
     """
     classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
 
-    def statistics(means: np.ndarray) -> dict[int, np.ndarray]:
+    def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
         fixed, top1, spent = np.split(means, [resolutions, resolutions + len(results)], axis=-1)
-        return {
-            which: top1[..., which] - best_random_mix(classifier, fixed, spent[..., which])
-            for which in range(len(results))
-        }
+        return {"gain": top1 - best_random_mix(classifier, fixed[..., None, :], spent)}
 
     columns = [right, *(each.right for each in results), *(each.cost for each in results)]
-    found = with_intervals(np.column_stack(columns).astype(float), statistics, seed)
-    return list(found.values())
+    return with_intervals(np.column_stack(columns).astype(float), statistics, seed)["gain"]
 
 
 def router_gains(

@@ -1,4 +1,4 @@
-"""Cross-entropy (Eq. 5) and the cost regulariser (Eqs. 6-8)."""
+"""Cross-entropies (of labels: Eq. 5) and the cost regulariser (Eqs. 6-8)."""
 
 import jax
 import jax.numpy as jnp

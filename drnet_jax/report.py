@@ -46,6 +46,11 @@ def evaluate_workdir(
     """
     checkpoints = open_existing(workdir)
     step = checkpoints.best() if which == "best" else checkpoints.latest()
+    if step is None:
+        raise UserError(
+            f"--checkpoint=best: expected a checkpoint that was validated, found none in "
+            f"{workdir}; evaluate the last one with --checkpoint=last"
+        )
     meta = checkpoints.meta(step)
     config = override or meta.config
     source = open_source(config.data, training=False)

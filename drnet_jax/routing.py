@@ -51,7 +51,8 @@ def dial_for(scores: jax.Array, costs: jax.Array, target: jax.Array | float) -> 
         return jnp.mean(costs[choose(charge(scores, costs, dial))])
 
     # Beyond this every image goes to the cheapest (or dearest) resolution.
-    gap = jnp.min(jnp.diff(jnp.sort(costs)) / jnp.max(costs), initial=1)
+    gaps = jnp.diff(jnp.sort(costs)) / jnp.max(costs)
+    gap = jnp.min(jnp.where(gaps > 0, gaps, 1), initial=1)
     bound = (jnp.max(scores) - jnp.min(scores) + 1) / gap
 
     def halve(_, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -70,12 +71,6 @@ def relax(scores: jax.Array, temperature: float) -> jax.Array:
     d(loss)/d(choice) is pulled back through `relax` to the predictor.
     """
     return jax.nn.softmax(scores / temperature)
-
-
-def entropy(logits: jax.Array) -> jax.Array:
-    """Entropy in nats, float32 [B], of the distribution over resolutions of logits [B, R]."""
-    log_p = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def shuffled(choice: np.ndarray, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from clu import metrics
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from drnet_jax import gains
 from drnet_jax.cost import Costs
 
 COLLAPSED = 0.99  # share of one resolution in a window from which on the router has collapsed
@@ -39,8 +40,7 @@ class Telemetry:
         if not self._active or not self._jsonl.exists():
             return
         lines = self._jsonl.read_text().splitlines()
-        # A kill can cut the last line short.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
         self._step = step
         self._jsonl.write_text("".join(f"{line}\n" for line in kept))
 
@@ -99,6 +99,15 @@ class Telemetry:
                 file.write(json.dumps(line) + "\n")
 
 
+def _is_whole(line: str) -> bool:
+    """Whether a line was written to its end: a kill can cut it short."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
 def _summary(values: dict[str, Any]) -> str:
     def text(value: Any) -> str:
         if isinstance(value, dict):
@@ -151,7 +160,7 @@ class Window:
             found["accuracy"] = float(means["correct"].sum())
             found["mix"] = self._by_resolution(mix)
             found["cost"] = float(mix @ np.array(self._costs.classifier)) + self._costs.predictor
-            found["entropy"] = float(means["entropy"])
+            found["entropy"] = gains.entropy(mix)
             found["router_loss"] = float(means["router_loss"])
         else:
             found["accuracy"] = self._by_resolution(means["correct"])

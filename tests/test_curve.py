@@ -82,8 +82,8 @@ def test_the_best_policy_is_cross_fitted(swept):
             results += [policies.cascaded(TABLE, COSTS, fitted)] if fitted else []
         _, best = policies.cross_fit(results)
         assert (point["best policy"], point["best policy top1"]) == (best.name, best.top1())
-        gain = gains.over_best_mix(TABLE.right, [best], COSTS, seed=0)[0]
-        assert [point["gain"], point["gain low"], point["gain high"]] == [
+        gain = gains.over_best_mix(TABLE.right, [best], COSTS, seed=0)
+        assert [[point["gain"]], [point["gain low"]], [point["gain high"]]] == [
             gain["value"], *gain["interval"]]
 
 

@@ -1,6 +1,7 @@
 """Both stages, a kill at three moments, evaluation from the directory alone, and bad input."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -187,7 +188,8 @@ def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path):
 
 
 def test_two_processes_train_and_evaluate_together(images, tmp_path):
-    command = commands.arguments(images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1})
+    command = commands.arguments(
+        images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1, "log_every": 5})
     with commands.socket_port() as port:
         address = f"localhost:{port}"
 
@@ -204,6 +206,9 @@ def test_two_processes_train_and_evaluate_together(images, tmp_path):
             assert process.returncode == 0, err
 
     both(*command)
+    # Every fifth step, and before every checkpoint: no step is left out.
+    logged = [line["step"] for line in lines(tmp_path) if line["kind"] == "train"]
+    assert logged == [4, 5, 6, 8, 10, 12]
     both("--mode", "eval", "--workdir", str(tmp_path))
     assert json.loads((tmp_path / "eval.json").read_text())["images"] == 15
 
@@ -241,8 +246,11 @@ def test_a_corrupt_image_is_named(tmp_path):
     ({"model.resolutions": (32, 16)}, "model.resolutions: (32, 24, 16) in the checkpoint"),
     ({"model.width": 8}, "model.width: 4 in the checkpoint, 8 here"),
     ({"predictor.width": 8}, "predictor.width"),
+    # Steps are counted by these.
+    ({"batch_size": 4}, "batch_size: expected 8"),
+    ({"pretrain.epochs": 2}, "pretrain.epochs: expected 3"),
 ])
-def test_a_checkpoint_of_other_networks_is_refused(images, finished, overrides, message):
+def test_a_checkpoint_of_another_run_is_refused(images, finished, overrides, message):
     status, out, err = commands.run(*commands.arguments(images, finished, overrides))
     assert status == 2
     assert message in err
@@ -253,6 +261,31 @@ def test_evaluation_without_a_checkpoint_says_so(tmp_path):
     status, _, err = commands.run("--mode", "eval", "--workdir", str(tmp_path))
     assert status == 2
     assert "train first" in err
+
+
+def test_readers_leave_what_a_live_run_is_writing(finished, tmp_path):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    half_written = tmp_path / "checkpoints" / "40.orbax-checkpoint-tmp"
+    half_written.mkdir()
+    reader = open_existing(str(tmp_path))
+    assert reader.latest() == 36
+    reader.close()
+    assert half_written.exists()
+    Checkpoints(str(tmp_path), cleanup=True).close()
+    assert not half_written.exists()
+
+
+def test_the_best_of_checkpoints_without_validation(finished, tmp_path):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    checkpoints = open_existing(str(tmp_path))
+    for step in checkpoints.steps():
+        if checkpoints.meta(step).metrics:
+            shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    checkpoints.close()
+    status, _, err = commands.run(
+        "--mode", "eval", "--checkpoint", "best", "--workdir", str(tmp_path))
+    assert status == 2
+    assert "--checkpoint=last" in err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):

@@ -60,12 +60,6 @@ def test_relax_tends_to_the_hard_choice_as_the_temperature_falls():
     np.testing.assert_allclose(routing.relax(scores, 1e-3), hard, atol=1e-6)
 
 
-def test_entropy_by_hand():
-    logits = jnp.array([[0.0, 0.0, 0.0], [200.0, 0.0, 0.0], [jnp.log(2.0), 0.0, 0.0]])
-    expected = [np.log(3), 0, 0.5 * np.log(2) + 0.5 * np.log(4)]
-    np.testing.assert_allclose(routing.entropy(logits), expected, rtol=1e-6, atol=1e-6)
-
-
 def test_shuffled_keeps_the_mix_and_is_seeded():
     choice = np.repeat([0, 1, 2], [50, 30, 20])
     dealt = routing.shuffled(choice, 3)
@@ -109,6 +103,14 @@ def test_a_thousand_images_cost_what_was_asked_for(objective, target):
     dial = routing.dial_for(scores, COSTS, target)
     choice = routing.choose(routing.charge(scores, COSTS, dial))
     np.testing.assert_allclose(COSTS[choice].mean(), target, rtol=2e-3)
+
+
+def test_candidates_of_the_same_cost_do_not_confuse_the_dial():
+    costs = jnp.array([100.0, 100.0, 25.0])
+    scores = jax.random.uniform(jax.random.key(0), (1000, 3))
+    choice = routing.choose(routing.charge(scores, costs, routing.dial_for(scores, costs, 60.0)))
+    np.testing.assert_allclose(costs[choice].mean(), 60, rtol=2e-3)
+    assert (np.bincount(choice) > 0).all()
 
 
 def test_a_single_candidate_needs_no_dial():

@@ -221,10 +221,7 @@ def reference(trainer, variables, batch, noise):
                     classifier[key] = added(classifier[key], found)
                 correct.append(jnp.sum(jnp.argmax(logits, -1) == label[rows]))
             loss = -jnp.sum(jax.nn.log_softmax(y)[np.arange(len(label)), label])
-            metrics = added(metrics, {
-                "loss": loss, "correct": jnp.stack(correct),
-                "entropy": -jnp.sum(jnp.exp(log_p) * log_p),
-            })
+            metrics = added(metrics, {"loss": loss, "correct": jnp.stack(correct)})
         excess = jnp.maximum(0, mix @ costs - objective.alpha) / (costs.max() - costs.min())
         total = metrics["loss"] / size + objective.eta * excess
         metrics["router_loss"] = size * objective.eta * excess

@@ -149,7 +149,7 @@ class Trainer:
             drnet=self.drnet, optimizer=self.optimizer, mesh=self.mesh,
             programs=Programs(lambda name, seconds: self.announced.append(name)), stage=stage,
             estimator=estimator, bucket_multiple=config.bucket_multiple, objective=objective,
-            distillation=config.pretrain.distillation if stage == "pretrain" else 0.0,
+            distillation=config.pretrain.distillation,
         )
         self._init = jax.jit(self.optimizer.init, out_shardings=replicated(self.mesh))
 

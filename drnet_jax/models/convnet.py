@@ -14,8 +14,8 @@ from drnet_jax.models.norm import BatchNorm
 class ConvNet(nn.Module):
     """Squares of 2x2 pixels as channels, three 3x3 convolutions of stride 2, average pooling.
 
-    The convolutions have 2, 4 and 8 times `width` channels; at 32 pixels the last one sees the
-    whole image. Where small images are routed to small networks, a residual predictor's many thin
+    The convolutions have 2, 4 and 8 times `width` channels; each output of the last sees 30 pixels
+    a side. Where small images are routed to small networks, a residual predictor's many thin
     layers, and any convolution of 3 channels, cost more time than their multiply-adds tell.
     """
 

@@ -86,7 +86,7 @@ def train(config: Config, workdir: str) -> None:
         config, mesh, drnet, costs, objective, train_source, val_source,
         Checkpoints(
             workdir, config.checkpoint.keep,
-            (config.pretrain.epochs * (len(train_source) // config.batch_size),),
+            (config.pretrain.epochs * (len(train_source) // config.batch_size),), cleanup=True,
         ),
         telemetry, Programs(telemetry.compiled),
     )
@@ -124,12 +124,22 @@ def _check_batch(config: Config, mesh: Mesh, images: int) -> None:
 
 
 def _newest(run: Run, workdir: str) -> Meta | None:
-    """The newest checkpoint of this run; raises UserError if it is of another architecture."""
+    """The newest checkpoint of this run; raises UserError if this config cannot go on from it."""
     step = run.checkpoints.latest()
     if step is None:
         return None
     meta = run.checkpoints.meta(step)
     check_compatible(meta, run.config, run.train_source.classes, workdir)
+    # Steps are counted by these: with others the run would go on at another place.
+    counted = {"batch_size": (meta.config.batch_size, run.config.batch_size)}
+    if meta.stage != STAGES[0]:
+        counted["pretrain.epochs"] = (meta.config.pretrain.epochs, run.config.pretrain.epochs)
+    for key, (old, new) in counted.items():
+        if old != new:
+            raise UserError(
+                f"config.{key}: expected {old}, as in the checkpoint of step {step} that this run "
+                f"would go on from, received {new}. Use another --workdir to start anew"
+            )
     return meta
 
 
@@ -187,7 +197,7 @@ def _run_stage(
         drnet=run.drnet, optimizer=optimizer, mesh=run.mesh, programs=Programs(telemetry.compiled),
         stage=stage, estimator=config.router.estimator, bucket_multiple=config.bucket_multiple,
         objective=run.objective,
-        distillation=config.pretrain.distillation if stage == "pretrain" else 0.0,
+        distillation=config.pretrain.distillation,
     )
     try:
         return _steps(run, stage, step, state, batches)
@@ -206,6 +216,7 @@ def _steps(
     config, telemetry, window = run.config, run.telemetry, Window(run.costs)
     first, last = run.first_step(stage), run.last_step(stage)
     number = first + int(state.step)
+    validation_steps = run.steps_per_epoch * config.evaluation.every_epochs
     # Under jit, as device_put cannot reach the devices of other hosts.
     make_key = jax.jit(jax.random.key, out_shardings=replicated(run.mesh))
     key = make_key(config.seed + 1)
@@ -234,17 +245,17 @@ def _steps(
         pending = (number, index, sums)
         telemetry.step()
 
-        if number % config.log_every == 0 or number == last:
+        validated = number == last or (number - first) % validation_steps == 0
+        saved = validated or number % config.checkpoint.every_steps == 0
+        # Also before a save, so that a run that goes on from there logs what this one would.
+        if saved or number % config.log_every == 0:
             settle()
             values = window.values(steps_left=last - number)
             telemetry.write("train", number, {"stage": stage} | values)
             if window.collapsed():
                 telemetry.say(f"warning: step {number}: {HINT}")
             window.clear()
-        at_epoch_end = (number - first) % (run.steps_per_epoch * config.evaluation.every_epochs)
-        validated = at_epoch_end == 0 or number == last
-        if validated or number % config.checkpoint.every_steps == 0:
-            settle()
+        if saved:
             metrics = _validate(run, stage, number, state) if validated else {}
             run.checkpoints.save(state, batches, Meta(
                 stage=stage, step=number, stage_end=number == last, config=config,

@@ -36,7 +36,7 @@ class Step:
     estimator: str  # "selected" or "dense"
     bucket_multiple: int
     objective: Objective
-    distillation: float  # see `steps.bucket`; 0 in finetuning
+    distillation: float  # of pretraining, see `steps.bucket`
 
     def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
         """Runs one step; `key` is folded with the step's number."""
@@ -47,14 +47,15 @@ class Step:
     def pretrain(self, state: TrainState, batch: Tree) -> tuple[TrainState, Tree]:
         """All samples at all resolutions, their losses summed."""
         def begin(params, batch_stats, batch):
-            sums = steps.start(self.drnet, params, batch_stats, batch, self.distillation)
+            sums = steps.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
             return steps.everyone(self.drnet, batch), _to_global(sums)
 
         begin = self._map(begin, (P(), P(), P(AXIS)), (P(AXIS), P(AXIS)))
         plan, sums = self.programs.run(
             "begin", begin, state.params, state.batch_stats, batch
         )
-        sums = self._run_buckets(state, batch, plan, sums, [self._local(batch)] * self._resolutions)
+        counts = [self._local(batch)] * self._resolutions
+        sums = self._run_buckets(state, batch, plan, sums, counts, self.distillation)
 
         def update(state, sums):
             return steps.pretrain_update(self.optimizer, state, _to_local(sums))
@@ -122,7 +123,8 @@ class Step:
         )
 
     def _run_buckets(
-        self, state: TrainState, batch: Tree, plan: Plan, sums: Sums, counts: list[int] | np.ndarray
+        self, state: TrainState, batch: Tree, plan: Plan, sums: Sums,
+        counts: list[int] | np.ndarray, distillation: float = 0.0,
     ) -> Sums:
         for index, count in enumerate(counts):
             size = buckets.padded_size(int(count), self.bucket_multiple, self._local(batch))
@@ -130,15 +132,15 @@ class Step:
                 continue
             resolution = self.drnet.resolutions[index]
             sums = self.programs.run(
-                f"bucket {resolution}px x{size}", self._bucket(index, size),
+                f"bucket {resolution}px x{size}", self._bucket(index, size, distillation),
                 state.params, state.batch_stats, batch, plan, sums, donate=(4,),
             )
         return sums
 
-    def _bucket(self, index: int, size: int):
+    def _bucket(self, index: int, size: int, distillation: float):
         def bucket(params, batch_stats, batch, plan, sums):
             return _to_global(steps.bucket(
-                self.drnet, index, size, self._global(batch), self.distillation,
+                self.drnet, index, size, self._global(batch), distillation,
                 params, batch_stats, batch, plan, _to_local(sums),
             ))
 

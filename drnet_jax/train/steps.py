@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from drnet_jax import buckets, losses, routing
+from drnet_jax import buckets, losses
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS
 from drnet_jax.models.norm import update_statistics
@@ -90,9 +90,9 @@ def everyone(drnet: DRNet, batch: Tree) -> Plan:
 
 
 def start(
-    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, distillation: float = 0.0
+    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, teach: bool = False
 ) -> Sums:
-    """Sums of zero for a batch."""
+    """Sums of zero for a batch; with room for the base's answers if it is to teach."""
     size, resolutions = batch["label"].shape[0], len(drnet.resolutions)
     grads = jax.tree.map(jnp.zeros_like, classifier_params(params))
     logits, moments = jax.eval_shape(
@@ -105,7 +105,7 @@ def start(
         choice_grad=jnp.zeros((size, resolutions)),
         loss=jnp.zeros(size),
         correct=jnp.zeros((size, resolutions)),
-        teacher=jnp.zeros((size, logits.shape[-1])) if distillation else None,
+        teacher=jnp.zeros((size, logits.shape[-1])) if teach else None,
     )
 
 
@@ -240,7 +240,7 @@ def finetune_update(
 
     Returns:
         The new state and, as float32 sums over the global batch: `count`, `loss` (cross-entropy),
-        `correct` and `chosen` of each resolution [R], `entropy`, and `router_loss` (see
+        `correct` and `chosen` of each resolution [R], and `router_loss` (see
         `drnet_jax.train.objectives`).
     """
     count = jax.lax.psum(sums.loss.size * 1.0, AXIS)
@@ -253,17 +253,16 @@ def finetune_update(
         loss, told = objective.loss(
             logits, noise, plan.choice, sums.loss, sums.choice_grad, chosen / count, count
         )
-        return loss, (told, logits, moments)
+        return loss, (told, moments)
 
     predictor = local(state.params["predictor"])
-    predictor_grads, (told, logits, moments) = jax.grad(loss_of, has_aux=True)(predictor)
+    predictor_grads, (told, moments) = jax.grad(loss_of, has_aux=True)(predictor)
 
     total = jax.lax.psum(
         {
             "grads": sums.grads | {"predictor": predictor_grads},
             "moments": {"norms": sums.moments, "predictor": moments},
-            "loss": jnp.sum(sums.loss), "correct": jnp.sum(sums.correct, 0),
-            "entropy": jnp.sum(routing.entropy(logits)), "router_loss": told,
+            "loss": jnp.sum(sums.loss), "correct": jnp.sum(sums.correct, 0), "router_loss": told,
         },
         AXIS,
     )
