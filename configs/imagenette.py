@@ -38,7 +38,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.finetune.warmup_epochs = 0
     config.finetune.decay_epochs = 3
     config.router.predictor_rate = 10.0
-    config.router.random_share = 0.0  # a target between two resolutions keeps both in use
     config.evaluation.batch_size = 128
     config.evaluation.every_epochs = 4
     return override(config, argument)

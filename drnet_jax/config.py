@@ -52,7 +52,6 @@ class Router:
     predictor_rate: float
     objective: str = "gumbel"
     exploration: float = 0.1
-    random_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +222,6 @@ def _check(config: Config) -> None:
     require(router.objective == "gumbel" or router.estimator == "selected", "router.estimator",
             "'selected' with config.router.objective='outcome'", router.estimator)
     require(router.exploration >= 0, "router.exploration", "at least 0", router.exploration)
-    require(0 <= router.random_share < 1, "router.random_share", "0 to less than 1",
-            router.random_share)
     require(config.budget.target >= 0, "budget.target",
             "more than 0 (in 1e9 multiply-adds), or 0 for none", config.budget.target)
     require(router.objective == "gumbel" or config.budget.target > 0, "budget.target",

@@ -12,16 +12,6 @@ def perturb(logits: jax.Array, noise: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(logits) + noise
 
 
-def draw(noise: jax.Array, share: float) -> jax.Array:
-    """bool [B]: a random share of the samples, drawn by Gumbel noise [B, R].
-
-    The greatest of R Gumbel variables is independent of which it is, so what is drawn has no say in
-    where the noise sends a sample.
-    """
-    greatest = jnp.max(noise, axis=-1) - jnp.log(noise.shape[-1])  # a Gumbel variable again
-    return jnp.exp(-jnp.exp(-greatest)) > 1 - share
-
-
 def scores(logits: jax.Array, objective: str) -> jax.Array:
     """What the predictor's logits [..., R] say for each resolution, on the scale of the dial.
 

@@ -90,7 +90,6 @@ def test_malformed_config(key, value, message):
 
 IMPOSSIBLE = [
     ("router.objective", "argmax"), ("router.estimator", "dense"), ("router.exploration", -0.1),
-    ("router.random_share", -0.1), ("router.random_share", 1.0),
     ("budget.target", -1.0), ("budget.target", 0.0),
     ("seed", -1), ("seed", 2**32),
     ("batch_size", 0), ("bucket_multiple", 0), ("log_every", 0),
@@ -145,7 +144,6 @@ def test_a_run_needs_a_stage():
 LATER = {
     "optimizer.clip_norm": 0.0, "router.objective": "gumbel", "router.exploration": 0.1,
     "budget.target": 0.0, "pretrain.distillation": 0.0,
-    "router.random_share": 0.0,
 }
 FIRST = sorted(traverse_util.flatten_dict(load().to_dict(), sep=".").keys() - LATER.keys())
 

@@ -15,7 +15,7 @@ from drnet_jax.train.objectives import Gumbel, Outcome, make_objective
 from tests.tiny import Trainer, gradients, mesh_of, random_batch, tiny_config
 
 COSTS = (100, 60, 20)
-OUTCOME = Outcome(COSTS, target=50.0, exploration=0.1, random_share=0.0)
+OUTCOME = Outcome(COSTS, target=50.0, exploration=0.1)
 LOGITS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 NOISE = np.random.default_rng(1).gumbel(size=(64, 3)).astype(np.float32)
 
@@ -34,24 +34,10 @@ def test_every_batch_costs_the_target_whatever_the_predictor_believes(target):
         assert target - 40 / 64 * 2 <= cost <= target  # a choice or two short of it
 
 
-@pytest.mark.parametrize("random_share", [0.0, 0.2])
-def test_the_dial_is_of_the_global_batch(random_share):
-    objective = dataclasses.replace(OUTCOME, random_share=random_share)
+def test_the_dial_is_of_the_global_batch():
     np.testing.assert_array_equal(
-        chosen_on(8, objective, LOGITS, NOISE), chosen_on(1, objective, LOGITS, NOISE)
+        chosen_on(8, OUTCOME, LOGITS, NOISE), chosen_on(1, OUTCOME, LOGITS, NOISE)
     )
-
-
-@pytest.mark.parametrize("random_share", [0.0, 0.2])
-def test_a_resolution_that_the_predictor_gives_up_is_still_tried(random_share):
-    objective = dataclasses.replace(OUTCOME, random_share=random_share)
-    random = np.random.default_rng(2)
-    logits = random.normal(size=(6000, 3)).astype(np.float32) + np.float32([0, -9, 0])
-    choice = chosen_on(1, objective, logits, random.gumbel(size=(6000, 3)).astype(np.float32))
-    mix = np.bincount(choice, minlength=3) / 6000
-    # By the noise on the estimates hardly ever; by a share of a fifth, in a third of its cases.
-    assert 0.06 < mix[1] < 0.08 if random_share else mix[1] < 0.01
-    assert np.array(COSTS)[choice].mean() == pytest.approx(50, abs=0.1)
 
 
 def test_outcome_loss_and_gradient_by_numpy():
@@ -90,7 +76,7 @@ COUNTED = Costs((16, 12, 8), (4_000_000_000, 2_000_000_000, 1_000_000_000), 300_
 
 def test_the_target_includes_the_predictor_and_alpha_does_not():
     outcome = make_objective(tiny_config({"budget.target": 2.8}), COUNTED)
-    assert outcome == Outcome(COUNTED.classifier, 2.5e9, 0.1, 0.2)
+    assert outcome == Outcome(COUNTED.classifier, 2.5e9, 0.1)
     gumbel = make_objective(tiny_config({"router.objective": "gumbel"}), COUNTED)
     assert gumbel == Gumbel(COUNTED.classifier, 2.5e9, 0.2, 1.0)
 

@@ -60,16 +60,6 @@ def test_relax_tends_to_the_hard_choice_as_the_temperature_falls():
     np.testing.assert_allclose(routing.relax(scores, 1e-3), hard, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
-def test_a_share_is_drawn_whatever_the_noise_would_choose(share):
-    noise = jax.random.gumbel(jax.random.key(0), (20_000, 3))
-    drawn = np.asarray(routing.draw(noise, share))
-    assert drawn.mean() == pytest.approx(share, abs=0.01)
-    if share:
-        mix = np.bincount(routing.choose(noise)[drawn], minlength=3) / drawn.sum()
-        np.testing.assert_allclose(mix, 1 / 3, atol=0.02)
-
-
 def test_shuffled_keeps_the_mix_and_is_seeded():
     choice = np.repeat([0, 1, 2], [50, 30, 20])
     dealt = routing.shuffled(choice, 3)

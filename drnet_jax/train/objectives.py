@@ -58,22 +58,17 @@ class Outcome:
     cross-entropy against the probability that the classifier gave the label. Who goes where follows
     from the estimates and a dial that is set in every step so that the batch costs the target: the
     budget holds from the first step to the last, whatever the predictor believes, and no weight of
-    a regulariser needs tuning. Noise on the estimates lets every resolution be tried, and a share
-    of the samples, sent anywhere, keeps those learning that the predictor has given up.
+    a regulariser needs tuning. Noise on the estimates lets every resolution be tried.
     """
 
     costs: tuple[int, ...]  # multiply-adds of the classifier at each resolution, [R]
     target: float  # mean multiply-adds of an image at its resolution, predictor excluded
     exploration: float  # scale of the Gumbel noise, in units of probability
-    random_share: float  # of the samples, to be sent to uniformly random resolutions
 
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
         """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R]."""
         costs = jnp.array(self.costs, jnp.float32)
         scores = routing.scores(logits, "outcome") + self.exploration * noise
-        explores = routing.draw(noise, self.random_share)
-        # So far apart that the dial, which keeps the budget with them, leaves them where they are.
-        scores = jnp.where(explores[:, None], 1e3 * noise, scores)
         everyone = jax.lax.all_gather(scores, AXIS, tiled=True)
         dial = routing.dial_for(everyone, costs, self.target)
         return routing.choose(routing.charge(scores, costs, dial))
@@ -116,6 +111,4 @@ def make_objective(config: Config, costs: Costs) -> Objective:
     check_target(costs, target)
     if router.objective == "gumbel":
         return Gumbel(costs.classifier, router.alpha * GIGA, router.eta, router.temperature)
-    return Outcome(
-        costs.classifier, target - costs.predictor, router.exploration, router.random_share
-    )
+    return Outcome(costs.classifier, target - costs.predictor, router.exploration)
