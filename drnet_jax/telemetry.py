@@ -1,6 +1,7 @@
 """What a run tells: a progress bar, metrics.jsonl, TensorBoard events, and warnings."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Telemetry:
         if not self._active or not self._jsonl.exists():
             return
         lines = self._jsonl.read_text().splitlines()
-        kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         self._step = step
         self._jsonl.write_text("".join(f"{line}\n" for line in kept))
 
@@ -99,13 +100,12 @@ class Telemetry:
                 file.write(json.dumps(line) + "\n")
 
 
-def _is_whole(line: str) -> bool:
-    """Whether a line was written to its end: a kill can cut it short."""
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity if a kill cut the line short."""
     try:
-        json.loads(line)
+        return json.loads(line)["step"]
     except json.JSONDecodeError:
-        return False
-    return True
+        return math.inf
 
 
 def _summary(values: dict[str, Any]) -> str:

@@ -196,8 +196,7 @@ def _run_stage(
     step = Step(
         drnet=run.drnet, optimizer=optimizer, mesh=run.mesh, programs=Programs(telemetry.compiled),
         stage=stage, estimator=config.router.estimator, bucket_multiple=config.bucket_multiple,
-        objective=run.objective,
-        distillation=config.pretrain.distillation,
+        objective=run.objective, distillation=config.pretrain.distillation,
     )
     try:
         return _steps(run, stage, step, state, batches)
