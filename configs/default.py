@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
         },
         "router": {
             "objective": "outcome",  # what the predictor learns: "outcome", or the paper's "gumbel"
-            "exploration": 0.1,  # "outcome": Gumbel noise on the scores in training, times this
+            "exploration": 0.2,  # "outcome": Gumbel noise on the scores in training, times this
             "estimator": "selected",  # "gumbel": choice gradient, "selected" (bucketed) or "dense"
             "temperature": 1.0,  # "gumbel": tau of the soft choice's gradient (Eq. 11)
             "alpha": 2.5,  # "gumbel": target in 1e9 multiply-adds without predictor (Eq. 7)

@@ -38,6 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.finetune.warmup_epochs = 0
     config.finetune.decay_epochs = 3
     config.router.predictor_rate = 10.0
+    config.router.exploration = 0.1  # enough for two candidates: there is none between to lose
     config.evaluation.batch_size = 128
     config.evaluation.every_epochs = 4
     return override(config, argument)

@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.predictor.width = 16
     config.predictor.resolution = 32
     config.budget.target = 0.0285  # of 0.0394 at 64 pixels
-    config.router.predictor_rate = 1.0
+    config.router.predictor_rate = 2.0
     # A bucket of one or two images now and then has a gradient of its own scale.
     config.optimizer.clip_norm = 1.0
     config.pretrain.epochs = 6
