@@ -75,8 +75,8 @@ COUNTED = Costs((16, 12, 8), (4_000_000_000, 2_000_000_000, 1_000_000_000), 300_
 
 
 def test_the_target_includes_the_predictor_and_alpha_does_not():
-    outcome = make_objective(tiny_config({"budget.target": 2.8}), COUNTED)
-    assert outcome == Outcome(COUNTED.classifier, 2.5e9, 0.1)
+    config = tiny_config({"budget.target": 2.8, "router.exploration": 0.3})
+    assert make_objective(config, COUNTED) == Outcome(COUNTED.classifier, 2.5e9, 0.3)
     gumbel = make_objective(tiny_config({"router.objective": "gumbel"}), COUNTED)
     assert gumbel == Gumbel(COUNTED.classifier, 2.5e9, 0.2, 1.0)
 
