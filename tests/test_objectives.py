@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.errors import UserError
 from drnet_jax.mesh import AXIS, per_device
-from drnet_jax.train.objectives import Gumbel, Outcome, make_objective
+from drnet_jax.train.objectives import Feedback, Gumbel, Outcome, make_objective
 from tests.tiny import Trainer, gradients, mesh_of, random_batch, tiny_config
 
 COSTS = (100, 60, 20)
@@ -44,13 +44,11 @@ def test_outcome_loss_and_gradient_by_numpy():
     choice, entropy = np.array([0, 2, 1, 2]), np.array([0.1, 2.0, 0.7, 0.0], np.float32)
     logits, count = jnp.array(LOGITS[:4]), 8.0  # four more samples are on another device
 
-    def loss(logits):
-        return OUTCOME.loss(
-            logits, jnp.array(NOISE[:4]), jnp.array(choice), jnp.array(entropy),
-            jnp.zeros((4, 3)), jnp.array([0.25, 0.25, 0.5]), count,
-        )
-
-    (value, told), grads = jax.value_and_grad(loss, has_aux=True)(logits)
+    feedback = Feedback(
+        jnp.array(NOISE[:4]), jnp.array(choice), jnp.array(entropy), jnp.zeros((4, 3)),
+        mix=jnp.array([0.25, 0.25, 0.5]), count=count,
+    )
+    (value, told), grads = jax.value_and_grad(OUTCOME.loss, has_aux=True)(logits, feedback)
     p, target = 1 / (1 + np.exp(-LOGITS[np.arange(4), choice])), np.exp(-entropy)
     expected = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum()
     np.testing.assert_allclose((value, told), (expected / 8, expected), rtol=1e-5)

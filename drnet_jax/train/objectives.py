@@ -4,6 +4,7 @@ Both objectives have the same two methods, and run on one device of a mesh with 
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,17 @@ from drnet_jax.config import Config
 from drnet_jax.cost import Costs
 from drnet_jax.mesh import AXIS
 from drnet_jax.policies import GIGA, check_target
+
+
+class Feedback(NamedTuple):
+    """What the predictor can learn from: how a device's samples were sent, and what came of it."""
+
+    noise: jax.Array  # float32 [B, R], that `choose` was given
+    choice: jax.Array  # int32 [B], that it returned
+    cross_entropy: jax.Array  # float32 [B], of the classifier at the chosen resolutions
+    choice_grad: jax.Array  # float32 [B, R], derivative of the mean cross-entropy with respect to h
+    mix: jax.Array  # float32 [R], shares of the global batch
+    count: jax.Array  # scalar, size of the global batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +40,23 @@ class Gumbel:
         """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R] (Eq. 9)."""
         return routing.choose(routing.perturb(logits, noise))
 
-    def loss(
-        self, logits: jax.Array, noise: jax.Array, choice: jax.Array, cross_entropy: jax.Array,
-        choice_grad: jax.Array, mix: jax.Array, count: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The predictor's loss over this device's samples (see `Outcome.loss` for the arguments).
+    def loss(self, logits: jax.Array, feedback: Feedback) -> tuple[jax.Array, jax.Array]:
+        """The predictor's loss over this device's samples, from its logits, float32 [B, R].
 
         Returns:
-            A scalar whose gradient is that of Eq. 8, and the summand of the `router_loss` metric,
-            eta * L_reg for each sample.
+            A scalar whose gradient is that of Eq. 8, and the sum that the `router_loss` metric is a
+            mean of: eta * L_reg for each sample.
         """
-        del choice, cross_entropy
         costs = jnp.array(self.costs, jnp.float32)  # large networks are beyond int32
 
         def penalty(mix: jax.Array) -> jax.Array:
             mean = losses.mean_cost(mix, costs)
             return self.eta * losses.cost_regulariser(mean, costs, self.alpha)
 
-        value, mix_grad = jax.value_and_grad(penalty)(mix)
-        soft = routing.relax(routing.perturb(logits, noise), self.temperature)
-        return jnp.sum(soft * (choice_grad + mix_grad / count)), value * logits.shape[0]
+        value, mix_grad = jax.value_and_grad(penalty)(feedback.mix)
+        soft = routing.relax(routing.perturb(logits, feedback.noise), self.temperature)
+        grad = feedback.choice_grad + mix_grad / feedback.count
+        return jnp.sum(soft * grad), value * logits.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,29 +82,17 @@ class Outcome:
         dial = routing.dial_for(everyone, costs, self.target)
         return routing.choose(routing.charge(scores, costs, dial))
 
-    def loss(
-        self, logits: jax.Array, noise: jax.Array, choice: jax.Array, cross_entropy: jax.Array,
-        choice_grad: jax.Array, mix: jax.Array, count: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The predictor's loss over this device's samples.
-
-        Args:
-            logits: float32 [B, R], of the predictor.
-            noise: float32 [B, R], that `choose` was given.
-            choice: int32 [B], that it returned.
-            cross_entropy: float32 [B], of the classifier at the chosen resolutions.
-            choice_grad: float32 [B, R], derivative of the mean cross-entropy with respect to h.
-            mix: float32 [R], shares of the global batch.
-            count: scalar, size of the global batch.
+    def loss(self, logits: jax.Array, feedback: Feedback) -> tuple[jax.Array, jax.Array]:
+        """The predictor's loss over this device's samples, from its logits, float32 [B, R].
 
         Returns:
             A scalar, this device's part of the mean over the global batch, and the sum that the
             `router_loss` metric is a mean of.
         """
-        del noise, choice_grad, mix
-        chosen = jnp.take_along_axis(logits, choice[:, None], axis=1)[:, 0]
-        total = jnp.sum(losses.binary_cross_entropy(chosen, jnp.exp(-cross_entropy)))
-        return total / count, jax.lax.stop_gradient(total)
+        chosen = jnp.take_along_axis(logits, feedback.choice[:, None], axis=1)[:, 0]
+        right = jnp.exp(-feedback.cross_entropy)
+        total = jnp.sum(losses.binary_cross_entropy(chosen, right))
+        return total / feedback.count, jax.lax.stop_gradient(total)
 
 
 Objective = Gumbel | Outcome

@@ -20,7 +20,7 @@ from drnet_jax import buckets, losses
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS
 from drnet_jax.models.norm import update_statistics
-from drnet_jax.train.objectives import Objective
+from drnet_jax.train.objectives import Feedback, Objective
 from drnet_jax.train.state import TrainState
 
 
@@ -246,13 +246,14 @@ def finetune_update(
     count = jax.lax.psum(sums.loss.size * 1.0, AXIS)
     resolutions = len(drnet.resolutions)
     chosen = jax.lax.psum(jnp.sum(jax.nn.one_hot(plan.choice, resolutions), 0), AXIS)
+    feedback = Feedback(
+        noise, plan.choice, sums.loss, sums.choice_grad, mix=chosen / count, count=count
+    )
 
     def loss_of(predictor: Tree):
         params = state.params | {"predictor": predictor}
         logits, moments = drnet.route(params, state.batch_stats, batch["image"], train=True)
-        loss, told = objective.loss(
-            logits, noise, plan.choice, sums.loss, sums.choice_grad, chosen / count, count
-        )
+        loss, told = objective.loss(logits, feedback)
         return loss, (told, moments)
 
     predictor = local(state.params["predictor"])
