@@ -99,7 +99,8 @@ def training(
             programs=new_programs(), stage=stage, estimator=estimator,
             bucket_multiple=config.bucket_multiple,
             objective=make_objective(config, costs),
-            distillation=config.pretrain.distillation, **forced,
+            distillation=0.0,  # a single candidate has no other to teach, and finetuning has none
+            **forced,
         )
 
     def contestant(

@@ -253,13 +253,12 @@ def _steps(
             telemetry.write("train", number, {"stage": stage} | values)
             if window.collapsed():
                 telemetry.say(f"warning: step {number}: {HINT}")
-            window.clear()
-        if saved:
-            metrics = _validate(run, stage, number, state) if validated else {}
-            run.checkpoints.save(state, batches, Meta(
-                stage=stage, step=number, stage_end=number == last, config=config,
-                classes=run.train_source.classes, metrics=metrics,
-            ))
+            if saved:
+                metrics = _validate(run, stage, number, state) if validated else {}
+                run.checkpoints.save(state, batches, Meta(
+                    stage=stage, step=number, stage_end=number == last, config=config,
+                    classes=run.train_source.classes, metrics=metrics,
+                ))
             window.clear()
     telemetry.end()
     return state
