@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drnet_jax.forms import traced_for
+
 AXIS = "data"
 
 
@@ -54,5 +56,12 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def per_device(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """Maps a function over the devices: what it sees are each device's own shards."""
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    """Maps a function over the devices: what it sees are each device's own shards.
+
+    Its operations are traced in the forms for the platform of the mesh.
+    """
+    def traced(*args: Any) -> Any:
+        with traced_for(mesh.devices.flat[0].platform):
+            return function(*args)
+
+    return jax.shard_map(traced, mesh=mesh, in_specs=in_specs, out_specs=out_specs)

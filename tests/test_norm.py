@@ -89,8 +89,10 @@ def test_update_statistics_moves_as_pytorch_does():
         batch = x * (step + 1)
         reference(torch.from_numpy(batch).permute(0, 3, 1, 2))
         # Two buckets of unequal size, one of them padded, make up the batch.
-        _, first = normalise(batch[:4])
-        _, second = normalise(np.concatenate([batch[4:], batch[:1]]), [True, True, False])
+        mean = stats["a"]["norm"]["mean"]  # which the moments are taken about
+        _, first = normalise(batch[:4], mean=mean)
+        _, second = normalise(
+            np.concatenate([batch[4:], batch[:1]]), [True, True, False], mean=mean)
         moments = {"a": {"norm": jax.tree.map(jnp.add, first, second)}}
         stats = update_statistics(stats, moments)
     found = stats["a"]["norm"]
@@ -102,8 +104,8 @@ def test_update_statistics_by_hand():
     moments = {"sum": jnp.array([9.0]), "sum_of_squares": jnp.array([35.0]),
                "count": jnp.array(3.0)}
     found = update_statistics({"mean": jnp.array([1.0]), "var": jnp.array([2.0])}, moments, 0.5)
-    # mean 3, unbiased variance (35 - 27) / 2 = 4.
-    np.testing.assert_allclose(found["mean"], [2.0])
+    # About the old mean of 1 the mean is 3; unbiased variance (35 - 27) / 2 = 4.
+    np.testing.assert_allclose(found["mean"], [0.5 * 1 + 0.5 * (1 + 3)])
     np.testing.assert_allclose(found["var"], [3.0], rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Convolution and pooling with PyTorch's explicit padding, in the forms XLA runs fastest."""
+"""Convolution and pooling with PyTorch's explicit padding, and the forms in which CPUs run them."""
 
 from typing import Any
 
@@ -35,24 +35,31 @@ class Conv(nn.Module):
 def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolves x [S, H, W, in] with kernel [k, k, in, out], k odd, padding (k-1)//2."""
     size, features = kernel.shape[0], kernel.shape[-1]
-    edge = -(-min(x.shape[1:3]) // stride)
-    # XLA CPU convolves maps smaller than the kernel by naive loops (44 ms against 3 for a 2x2 map
-    # of 128 channels), and from 512 channels on copying the patches costs less than it saves
-    # (61 ms against 47). A 1x1 convolution is a matrix product everywhere.
-    if size == 1 or (on_cpu() and (edge < size or features >= 512)):
-        patches = _patches(x, size, stride)
-        # Two axes: with four, XLA CPU copies the operands of the weight gradient transposed.
-        y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
-        return y.reshape(*patches.shape[:3], features)
-    # With few channels in and out, too: folded, the 7x7 stem of a network 32 wide takes 6.6 ms
-    # for 96 images of 64 pixels against 21.
-    if on_cpu() and stride == 2 and x.shape[-1] < 8 and features < 64:
-        return _folded_conv(x, kernel)
+    if on_cpu():
+        edge = -(-min(x.shape[1:3]) // stride)
+        # XLA CPU is slow at the weight gradient of 1x1 convolutions, which matrix products have
+        # not; at maps smaller than the kernel, which it convolves by naive loops; and from 512
+        # channels on, where copying the patches costs less than it saves. No form for accelerators:
+        # there products over flattened pixels move more bytes, and jax 0.10.1 aborts on some
+        # (openxla/xla#47381).
+        if size == 1 or edge < size or features >= 512:
+            return _product(x, kernel, stride)
+        # With few channels in and out, too: the stem of a small network runs folded.
+        if stride == 2 and x.shape[-1] < 8 and features < 64:
+            return _folded_conv(x, kernel)
     pad = (size - 1) // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`conv` as one matrix product over patches, which for a 1x1 kernel are the pixels."""
+    patches = _patches(x, kernel.shape[0], stride)
+    # Two axes: with four, XLA CPU copies the operands of the weight gradient transposed.
+    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(*patches.shape[:3], kernel.shape[-1])
 
 
 def _folded_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -78,7 +85,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     stops the gradient of equal zeros, that makes no difference.
     """
     if on_cpu():
-        # Down the rows, then the columns: forward and backward 33 ms against 186.
+        # Down the rows, then the columns: XLA CPU is slow at windows, backwards above all.
         return _max_of_three(_max_of_three(x, 1), 2)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 

@@ -4,11 +4,14 @@ It knows nothing of resolutions: resolution-aware BN (Eq. 3) is a choice of whic
 statistics this module is given (`drnet_jax.resolutions`).
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from drnet_jax.forms import on_cpu
 
 MOMENTS = "moments"  # collection in which a training pass leaves what `update_statistics` needs
 
@@ -16,10 +19,11 @@ MOMENTS = "moments"  # collection in which a training pass leaves what `update_s
 class BatchNorm(nn.Module):
     """Batch normalisation with a row mask.
 
-    In training it normalises by the mean and variance of the rows where `mask` is true (by its
-    running statistics when no row is) and leaves `{"sum", "sum_of_squares", "count"}` in the
-    `moments` collection; it never touches its running statistics. These are updated once a step,
-    by `update_statistics`, from moments added over buckets and devices.
+    In training it normalises by the mean and variance of the rows where `mask` is true and leaves
+    `{"sum", "sum_of_squares", "count"}` in the `moments` collection; it never touches its running
+    statistics. These are updated once a step, by `update_statistics`, from moments added over
+    buckets and devices. Fewer than two values have no variance: they are normalised by the running
+    statistics.
     """
 
     epsilon: float = 1e-5
@@ -37,44 +41,71 @@ class BatchNorm(nn.Module):
         Returns:
             [S, ..., channels] in `dtype`.
         """
-        channels = x.shape[-1]
+        channels, shape = x.shape[-1], x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32).value
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32).value
-        # Two axes: XLA CPU sums over one leading axis several times faster than over three.
-        pixels = x.reshape(-1, channels)
+        if on_cpu():
+            # Two axes: XLA CPU sums over one leading axis several times faster than over three.
+            x = x.reshape(-1, channels)
+            if mask is not None:
+                mask = jnp.repeat(mask, x.shape[0] // mask.shape[0])
         if train:
-            moments = _moments(pixels, mask)
+            moments, batch_mean, batch_var = _moments(x, mask, mean)
             if not self.is_initializing():
                 for name, value in moments.items():
                     self.put_variable(MOMENTS, name, jax.lax.stop_gradient(value))
-            batch_mean, batch_var = _mean_and_variance(moments)
-            # An empty bucket has no statistics of its own.
-            mean = jnp.where(moments["count"] > 0, batch_mean, mean)
-            var = jnp.where(moments["count"] > 0, batch_var, var)
+            mean = jnp.where(moments["count"] < 2, mean, batch_mean)
+            var = jnp.where(moments["count"] < 2, var, batch_var)
         # One multiply-add per element, whatever the number of per-channel terms.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        y = pixels * factor + (bias - mean * factor)
-        return y.reshape(x.shape).astype(self.dtype)
+        y = x * factor + (bias - mean * factor)
+        return y.reshape(shape).astype(self.dtype)
 
 
-def _moments(pixels: jax.Array, mask: jax.Array | None) -> dict[str, jax.Array]:
-    """Sums over pixels [N, channels], which belong in equal shares to the rows of mask [S]."""
-    pixels, count = pixels.astype(jnp.float32), jnp.float32(pixels.shape[0])
-    if mask is not None:
-        each = pixels.shape[0] // mask.shape[0]
-        # A select, not a product: padded rows may hold anything, even what overflows when squared.
-        pixels = jnp.where(jnp.repeat(mask, each)[:, None], pixels, 0)
-        count = jnp.sum(mask) * jnp.float32(each)
-    return {
-        "sum": jnp.sum(pixels, 0),
-        "sum_of_squares": jnp.sum(jnp.square(pixels), 0),
+def _moments(
+    x: jax.Array, mask: jax.Array | None, running_mean: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+    """What the rows of `mask` [N] in x [N, ..., channels] add to the moments; mean and variance.
+
+    Squares are summed about a shift near the mean, or else they cancel where the mean is large
+    against the deviation. The moments are taken about the running mean, which is the same for all
+    buckets and devices of a step, so that they can be added. On accelerators it is the shift, too:
+    one that depended on x would keep the sums from being fused into the convolution that makes x.
+    On the CPU nothing is fused, and a value of x itself is a good shift from the first step on.
+    """
+    if mask is None:
+        mask = jnp.ones(x.shape[:1], bool)
+    real = mask.reshape(-1, *[1] * (x.ndim - 1))
+    count = jnp.sum(mask) * jnp.float32(math.prod(x.shape[1:-1]))
+    shift = running_mean
+    if on_cpu():
+        value = x[jnp.argmax(mask)].reshape(-1, x.shape[-1])[0].astype(jnp.float32)
+        shift = jax.lax.stop_gradient(jnp.where(count > 0, value, running_mean))
+    # A select, not a product: padded rows may hold anything, even what overflows when squared.
+    shifted = jnp.where(real, x.astype(jnp.float32) - shift, 0)
+    axes = tuple(range(x.ndim - 1))
+    moments = {
+        "sum": jnp.sum(shifted, axes),
+        "sum_of_squares": jnp.sum(jnp.square(shifted), axes),
         "count": count,
     }
+    offset, var = _mean_and_variance(moments)
+    if shift is not running_mean:
+        moments = _moved(moments, shift - running_mean)
+    return moments, shift + offset, var
+
+
+def _moved(moments: dict[str, jax.Array], by: jax.Array) -> dict[str, jax.Array]:
+    """Moments about another point, which lies `by` below the one that they are about."""
+    total = moments["sum"] + moments["count"] * by
+    squares = moments["sum_of_squares"] + by * (moments["sum"] + total)
+    return moments | {"sum": total, "sum_of_squares": squares}
 
 
 def _mean_and_variance(moments: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The mean, less what the moments are about, and the variance."""
     count = jnp.maximum(moments["count"], 1)
     mean = moments["sum"] / count
     return mean, jnp.maximum(moments["sum_of_squares"] / count - jnp.square(mean), 0)
@@ -85,19 +116,21 @@ def update_statistics(stats: Any, moments: Any, momentum: float = 0.9) -> Any:
 
     Args:
         stats: a `batch_stats` tree of {"mean", "var"} per BatchNorm, float32.
-        moments: the `moments` tree of the same modules, summed over buckets and devices.
+        moments: the `moments` tree of the same modules, about the means in `stats`, summed over
+            buckets and devices.
         momentum: share of the old value that is kept.
 
     Returns:
-        The new `batch_stats` tree; modules that saw no row keep theirs bit for bit.
+        The new `batch_stats` tree; modules that saw fewer than two values, which have no variance,
+        keep theirs bit for bit.
     """
     if "count" not in moments:
         return {name: update_statistics(stats[name], moments[name], momentum) for name in stats}
     count = moments["count"]
-    mean, var = _mean_and_variance(moments)
+    offset, var = _mean_and_variance(moments)
     var = var * count / jnp.maximum(count - 1, 1)
 
     def move(old, new):
-        return jnp.where(count > 0, momentum * old + (1 - momentum) * new, old)
+        return jnp.where(count < 2, old, momentum * old + (1 - momentum) * new)
 
-    return {"mean": move(stats["mean"], mean), "var": move(stats["var"], var)}
+    return {"mean": move(stats["mean"], stats["mean"] + offset), "var": move(stats["var"], var)}

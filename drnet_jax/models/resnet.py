@@ -65,6 +65,7 @@ class ResNet(nn.Module):
     block: type[BasicBlock] | type[Bottleneck]
     classes: int
     width: int = 64
+    conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
 
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
 
         `train` and `mask` (bool [S], the real rows) go to every norm.
         """
-        conv = functools.partial(Conv, dtype=self.dtype)
+        conv = functools.partial(self.conv, dtype=self.dtype)
 
         def norm(y, name):
             return self.norm(dtype=self.dtype, name=name)(y, train, mask)
