@@ -9,7 +9,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config = ConfigDict({
         "seed": 0,  # seeds weights, shuffling, augmentation and Gumbel noise
         "batch_size": 256,  # global training batch, split evenly over all devices
-        "bucket_multiple": 8,  # per-device bucket sizes are rounded up to a multiple of this
+        "bucket_multiple": 8,  # per-device bucket sizes are multiples of this, or the whole batch
+        "bucket_lead": 300,  # steps a new bucket size compiles in the background before it is used
         "log_every": 20,  # steps between lines in metrics.jsonl and TensorBoard
         "data": {
             "name": "imagenet2012",  # a tfds data set, or "folder" (train/<class>/*, val/<class>/*)

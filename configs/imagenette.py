@@ -12,6 +12,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
     config.batch_size = 128
     config.bucket_multiple = 32
+    config.bucket_lead = 0
     config.data.name = "folder"
     config.data.val_split = "val"
     # Crops down to a quarter of the image cost so small a network, in so few epochs, accuracy.

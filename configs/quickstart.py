@@ -12,6 +12,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
     config.batch_size = 192
     config.bucket_multiple = 32
+    config.bucket_lead = 0  # on two cores a program is sooner compiled than run at a larger size
     config.data.name = "drnet_shapes"
     config.data.threads = 2
     # Images are 73 x 73: a 64-pixel crop keeps their pixels, and so their fine stripes, as drawn.

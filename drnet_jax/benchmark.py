@@ -50,7 +50,7 @@ from drnet_jax.data.sources import open_source
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.mesh import data_mesh
-from drnet_jax.programs import Programs
+from drnet_jax.programs import Compilation, Programs
 from drnet_jax.text import short, table
 
 # What changes the speed of a run without being in its config.
@@ -97,9 +97,9 @@ def benchmark(
             )
     compiled: list[float] = []
 
-    def announce(name: str, seconds: float) -> None:
-        compiled.append(seconds)
-        print(f"compiled {name} in {seconds:.1f} s", file=sys.stderr)
+    def announce(compilation: Compilation) -> None:
+        compiled.append(compilation.seconds)
+        print(compilation, file=sys.stderr)
 
     batch, images = (_draw(config, size) for size in sizes.values())
     images = images["image"]

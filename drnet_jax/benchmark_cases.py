@@ -11,9 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax import buckets
 from drnet_jax.config import Config
-from drnet_jax.cost import Costs
+from drnet_jax.cost import TRAINING_PASSES, Costs
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference import Queues, Server
@@ -21,13 +20,13 @@ from drnet_jax.mesh import AXIS, per_device, put_batch, replicated
 from drnet_jax.programs import Programs
 from drnet_jax.timing import Case
 from drnet_jax.train.objectives import make_objective
+from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
 from drnet_jax.train.steps import Plan, Sums, plan_of
 
 STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
 STREAM = 12  # batches of a routed stream: enough for the queues to fill
-BACKWARD = 3  # a step counts as three forward passes: forward, and two products per layer back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ForcedStep(Step):
     def forced(self) -> tuple[Plan, np.ndarray]:
         """The plan, and the largest count of each bucket over the devices, int [R]."""
         def deal_out(choice: jax.Array):
-            plan = plan_of(choice, self._resolutions)
+            plan = plan_of(choice, len(self.drnet.resolutions))
             return plan, jax.lax.pmax(plan.counts[0], AXIS)
 
         mapped = jax.jit(per_device(self.mesh, deal_out, P(AXIS), (P(AXIS), P())))
@@ -78,11 +77,7 @@ class ForcedStep(Step):
     def padded(self) -> float:
         """The share of padding in the rows of all buckets."""
         local = len(self.choice) // self.mesh.size
-        sizes = [
-            buckets.padded_size(int(count), self.bucket_multiple, local)
-            for count in self.forced[1]
-        ]
-        return 1 - local / sum(sizes)
+        return 1 - local / sum(self.sizes.advance(self.forced[1].tolist(), local))
 
 
 def training(
@@ -97,7 +92,7 @@ def training(
         return kind(
             drnet=drnet, optimizer=make_optimizer(config, stage, STEPS_PER_EPOCH), mesh=mesh,
             programs=new_programs(), stage=stage, estimator=estimator,
-            bucket_multiple=config.bucket_multiple,
+            sizes=Sizes(config.bucket_multiple, lead=0),
             objective=make_objective(config, costs),
             distillation=0.0,  # a single candidate has no other to teach, and finetuning has none
             **forced,
@@ -113,7 +108,7 @@ def training(
             state, metrics = step(state, batch, key)
             return metrics
 
-        return Contestant(name, size, call, "training", BACKWARD * multiply_adds, padded)
+        return Contestant(name, size, call, "training", TRAINING_PASSES * multiply_adds, padded)
 
     # Pretraining with a single candidate is plain training.
     plain = dataclasses.replace(
@@ -235,7 +230,7 @@ def pytorch(
             return served(served_to).argmax(1).numpy()
 
     cost = costs.classifier[0]
-    yield Contestant("pytorch", len(labels), train, "training", BACKWARD * cost)
+    yield Contestant("pytorch", len(labels), train, "training", TRAINING_PASSES * cost)
     yield Contestant("pytorch", len(images), infer, "inference", cost)
 
 

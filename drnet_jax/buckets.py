@@ -31,12 +31,27 @@ def everyone(batch: int, resolutions: int) -> tuple[jax.Array, jax.Array]:
     return order, jnp.full((resolutions,), batch, jnp.int32)
 
 
+def sizes(limit: int, multiple: int) -> tuple[int, ...]:
+    """The static sizes to which buckets of at most `limit` samples are padded, smallest first.
+
+    From `limit` down each is four fifths of the one above, to the nearest multiple of `multiple`:
+    a tenth of a bucket is padding on average, and there are few sizes, for each of which a program
+    is compiled.
+    """
+    steps = -(-limit // multiple)
+    found = [limit]
+    while steps > 1:
+        steps = min(round(0.8 * steps), steps - 1)
+        found.append(multiple * steps)
+    return tuple(reversed(found))
+
+
 def padded_size(count: int, multiple: int, limit: int) -> int:
-    """The smallest static size that holds `count` samples: a multiple of `multiple`, or `limit`.
+    """The smallest of these sizes that holds `count` samples.
 
     Zero for an empty bucket, which is not run at all.
     """
-    return min(-(-count // multiple) * multiple, limit)
+    return min(size for size in (0, *sizes(limit, multiple)) if size >= count)
 
 
 def gather(tree, order: jax.Array, size: int):

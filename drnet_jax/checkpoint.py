@@ -38,6 +38,8 @@ class Meta:
     config: Config
     classes: tuple[str, ...]
     metrics: dict[str, float]  # of the validation at this step; {} where there was none
+    # Steps until each size of each resolution's bucket is in use (see `drnet_jax.train.sizes`).
+    bucket_sizes: dict[str, dict[str, int]]
 
     def to_json(self) -> dict[str, Any]:
         base = self.config.model.resolutions[0]
@@ -48,6 +50,7 @@ class Meta:
             "config": json.loads(self.config.to_json()),
             "classes": list(self.classes),
             "metrics": self.metrics,
+            "bucket_sizes": self.bucket_sizes,
             "resolutions": list(self.config.model.resolutions),
             "preprocessing": {
                 "resize": round(base * transforms.RESIZE_OVER_CROP), "crop": base,
@@ -60,7 +63,7 @@ class Meta:
         return cls(
             stage=values["stage"], step=values["step"], stage_end=values["stage_end"],
             config=parse(values["config"]), classes=tuple(values["classes"]),
-            metrics=values["metrics"],
+            metrics=values["metrics"], bucket_sizes=values["bucket_sizes"],
         )
 
 

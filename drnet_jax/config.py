@@ -103,6 +103,7 @@ class Config:
     seed: int
     batch_size: int
     bucket_multiple: int
+    bucket_lead: int
     log_every: int
     data: Data
     model: Model
@@ -187,6 +188,7 @@ def _check(config: Config) -> None:
     for key in ("batch_size", "bucket_multiple", "log_every"):
         value = getattr(config, key)
         require(value >= 1, key, "at least 1", value)
+    require(config.bucket_lead >= 0, "bucket_lead", "at least 0", config.bucket_lead)
 
     require(bool(config.data.name), "data.name", "a tfds name or 'folder'", config.data.name)
     require_range("data.crop_area", config.data.crop_area, "(low, high) within (0, 1]", 1.0)

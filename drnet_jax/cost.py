@@ -22,6 +22,9 @@ from drnet_jax.errors import UserError
 from drnet_jax.resolutions import norm_keys, split
 from drnet_jax.text import short, table
 
+# A training step counts as three forward passes: forward, and two products per layer back.
+TRAINING_PASSES = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:

@@ -26,6 +26,10 @@ CURVE = flags.DEFINE_bool(
     "curve", None, "With --mode eval: also accuracy over cost, of all policies, into curve.json, "
     "curve.csv and curve.png.",
 )
+WARM_UP = flags.DEFINE_bool(
+    "warm_up", None, "With --mode train: compile every program, at every size that a bucket can "
+    "have, before the first step.",
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of several hosts (TPU pods, Slurm, or the variables "
     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
@@ -36,6 +40,8 @@ def main() -> None:
     if DISTRIBUTED.value:
         join_hosts()
     if MODE.value == "eval":
+        if WARM_UP.value is not None:
+            raise UserError("--warm_up: expected with --mode train only")
         evaluate_workdir(
             WORKDIR.value, CHECKPOINT.value, CONFIG(), BUDGET.value, bool(CURVE.value)
         )
@@ -47,7 +53,7 @@ def main() -> None:
     if config is None:
         raise UserError("--config: expected a config file, such as configs/quickstart.py")
     print(config.to_json())
-    train(config, WORKDIR.value)
+    train(config, WORKDIR.value, bool(WARM_UP.value))
 
 
 if __name__ == "__main__":

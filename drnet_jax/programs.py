@@ -1,29 +1,113 @@
-"""Compiled programs, each compiled ahead of time, once, and announced."""
+"""Compiled programs: each compiled ahead of time, once, and announced."""
 
+import concurrent.futures
+import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from drnet_jax.mesh import per_device
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function to be compiled for a mesh, once, for arguments of one shape."""
+
+    name: str  # as announced; no two programs of a run share one
+    mesh: Mesh
+    function: Callable  # of global arrays
+    specs: tuple[P, ...]  # how each argument is split over the mesh
+    donate: tuple[int, ...] = ()  # arguments whose memory it may reuse
+
+    @classmethod
+    def mapped(
+        cls, name: str, mesh: Mesh, function: Callable, specs: tuple[P, ...], out_specs: Any,
+        donate: tuple[int, ...] = (),
+    ) -> "Program":
+        """A program of each device's own shards (see `mesh.per_device`)."""
+        return cls(name, mesh, per_device(mesh, function, specs, out_specs), specs, donate)
+
+    @functools.cached_property
+    def jitted(self) -> Callable:
+        return jax.jit(self.function, donate_argnums=self.donate)
+
+    def abstract(self, *args: Any) -> tuple[Any, ...]:
+        """The arguments as shapes with their shardings, to lower with; no data is needed."""
+        def shape(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec)
+            )
+
+        return tuple(
+            jax.tree.map(functools.partial(shape, spec=spec), arg)
+            for arg, spec in zip(args, self.specs, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """What is announced of each compiled program."""
+
+    name: str
+    seconds: float  # that it took
+    waited: float  # seconds for which whoever wanted to run it had to wait
+
+    def __str__(self) -> str:
+        text = f"compiled {self.name} in {self.seconds:.1f} s"
+        if self.waited >= self.seconds:
+            return text
+        return f"{text}, in the background ({self.waited:.1f} s waited for)"
 
 
 class Programs:
-    """Compiles a function on its first call under a name; never again for the same name.
+    """Compiles a program before its first run, here or in the background; never again.
 
     An argument of another shape, type or sharding is an error of the compiled program, not a
     silent recompilation.
     """
 
-    def __init__(self, announce: Callable[[str, float], None] = lambda name, seconds: None):
-        """`announce(name, seconds)` is called after each compilation."""
+    def __init__(self, announce: Callable[[Compilation], None] = lambda compilation: None):
+        """`announce` is called once a program, when it is first run."""
         self.compiled: dict[str, jax.stages.Compiled] = {}
         self._announce = announce
+        self._coming: dict[str, concurrent.futures.Future] = {}
+        # One thread: programs come in the order in which they were asked for, on every host alike.
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
-    def run(self, name: str, function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Any:
-        """Runs the program `name`, compiling `function` for these arguments if it is new."""
-        if name not in self.compiled:
+    def run(self, program: Program, *args: Any) -> Any:
+        """Runs a program, compiled for these arguments if it is new."""
+        return self.compile(program, *args)(*args)
+
+    def compile(self, program: Program, *args: Any) -> jax.stages.Compiled:
+        """The program compiled for arguments like these, which may hold data or be shapes only."""
+        if program.name not in self.compiled:
             began = time.perf_counter()
-            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
-            self.compiled[name] = lowered.compile()
-            self._announce(name, time.perf_counter() - began)
-        return self.compiled[name](*args)
+            if program.name in self._coming:
+                compiled, seconds = self._coming.pop(program.name).result()
+            else:
+                compiled, seconds = _compile(program, program.abstract(*args))
+            self.compiled[program.name] = compiled
+            self._announce(Compilation(program.name, seconds, time.perf_counter() - began))
+        return self.compiled[program.name]
+
+    def prepare(self, program: Program, *args: Any) -> None:
+        """Begins to compile a program, as `compile` would, in the background, if it is new."""
+        if program.name not in self.compiled and program.name not in self._coming:
+            self._coming[program.name] = self._background.submit(
+                _compile, program, program.abstract(*args)
+            )
+
+    def close(self) -> None:
+        """Forgets what is still waiting to be compiled; returns when the present one is done."""
+        self._background.shutdown(cancel_futures=True)
+
+
+def _compile(program: Program, args: tuple[Any, ...]) -> tuple[jax.stages.Compiled, float]:
+    began = time.perf_counter()
+    compiled = program.jitted.lower(*args).compile()
+    return compiled, time.perf_counter() - began

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from drnet_jax import gains
 from drnet_jax.cost import Costs
+from drnet_jax.programs import Compilation
 
 COLLAPSED = 0.99  # share of one resolution in a window from which on the router has collapsed
 HINT = (
@@ -50,10 +51,13 @@ class Telemetry:
         if self._active:
             tqdm.write(text)
 
-    def compiled(self, name: str, seconds: float) -> None:
+    def compiled(self, compilation: Compilation) -> None:
         """Tells that a program was compiled (the callback of `Programs`)."""
-        self.say(f"compiled {name} in {seconds:.1f} s")
-        self._record("compile", {"program": name, "seconds": seconds})
+        self.say(str(compilation))
+        self._record("compile", {
+            "program": compilation.name, "seconds": compilation.seconds,
+            "waited": compilation.waited,
+        })
 
     def begin(self, stage: str, step: int, steps: int) -> None:
         """Starts the progress bar of a stage."""
@@ -162,6 +166,8 @@ class Window:
             found["cost"] = float(mix @ np.array(self._costs.classifier)) + self._costs.predictor
             found["entropy"] = gains.entropy(mix)
             found["router_loss"] = float(means["router_loss"])
+            if "slots" in means:
+                found["padding"] = float(1 - mix.sum() / means["slots"].sum())
         else:
             found["accuracy"] = self._by_resolution(means["correct"])
         found["images_per_second"] = images / seconds

@@ -12,7 +12,7 @@ import numpy as np
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = {
-    "seed": 3, "batch_size": 8, "bucket_multiple": 4, "log_every": 1,
+    "seed": 3, "batch_size": 8, "bucket_multiple": 4, "bucket_lead": 2, "log_every": 1,
     "data.threads": 2, "data.crop_area": (0.5, 1.0),
     "model.classifier": "tests.tiny:TinyNet", "model.width": 4, "model.resolutions": (32, 24, 16),
     "predictor.name": "tests.tiny:TinyNet", "predictor.width": 4, "predictor.resolution": 16,

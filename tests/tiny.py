@@ -24,6 +24,7 @@ from drnet_jax.models.layers import Conv
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.programs import Programs
 from drnet_jax.train.objectives import Gumbel, Objective
+from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
 from drnet_jax.train.steps import Plan, plan_of
@@ -68,7 +69,7 @@ def tiny_config(overrides: dict[str, Any] | None = None) -> Config:
     """The default config with tiny networks, and `overrides` by dotted key."""
     default = config_files.default_beside(str(Path(__file__).parents[1] / "configs" / "default.py"))
     leaves = traverse_util.flatten_dict(default.to_dict(), sep=".") | {
-        "batch_size": 8, "bucket_multiple": 4,
+        "batch_size": 8, "bucket_multiple": 4, "bucket_lead": 0,
         "model.classifier": "tests.tiny:TinyNet", "model.width": 4, "model.classes": CLASSES,
         "model.resolutions": RESOLUTIONS,
         "predictor.name": "tests.tiny:TinyPredictor", "predictor.width": 8,
@@ -147,8 +148,9 @@ class Trainer:
         self.announced: list[str] = []
         self.step = Step(
             drnet=self.drnet, optimizer=self.optimizer, mesh=self.mesh,
-            programs=Programs(lambda name, seconds: self.announced.append(name)), stage=stage,
-            estimator=estimator, bucket_multiple=config.bucket_multiple, objective=objective,
+            programs=Programs(lambda compilation: self.announced.append(compilation.name)),
+            stage=stage, estimator=estimator, objective=objective,
+            sizes=Sizes(config.bucket_multiple, config.bucket_lead),
             distillation=config.pretrain.distillation,
         )
         self._init = jax.jit(self.optimizer.init, out_shardings=replicated(self.mesh))

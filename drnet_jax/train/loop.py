@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from drnet_jax import outcomes
+from drnet_jax import buckets, outcomes
 from drnet_jax.checkpoint import Checkpoints, Meta, check_compatible, open_existing
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs, model_costs
@@ -28,6 +28,7 @@ from drnet_jax.policies import GIGA
 from drnet_jax.programs import Programs
 from drnet_jax.telemetry import HINT, Telemetry, Window
 from drnet_jax.train.objectives import Objective, make_objective
+from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import STAGES, TrainState, create_state, make_optimizer
 from drnet_jax.train.step import Step
 
@@ -45,6 +46,7 @@ class Run:
     val_source: Source
     checkpoints: Checkpoints
     telemetry: Telemetry
+    programs: Programs  # of training
     evaluation_programs: Programs
 
     @property
@@ -61,8 +63,13 @@ class Run:
         return self.first_step(stage) + epochs * self.steps_per_epoch
 
 
-def train(config: Config, workdir: str) -> None:
+def train(config: Config, workdir: str, warm_up: bool = False) -> None:
     """Runs both stages, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+        config: what to train, and how.
+        workdir: where checkpoints and metrics go.
+        warm_up: whether to compile every program that can come up before the first step.
 
     Raises:
         UserError: if data, checkpoints or devices do not fit the config (before anything is
@@ -88,7 +95,7 @@ def train(config: Config, workdir: str) -> None:
             workdir, config.checkpoint.keep,
             (config.pretrain.epochs * (len(train_source) // config.batch_size),), cleanup=True,
         ),
-        telemetry, Programs(telemetry.compiled),
+        telemetry, Programs(telemetry.compiled), Programs(telemetry.compiled),
     )
     newest = _newest(run, workdir)
     if jax.process_index() == 0:
@@ -96,6 +103,8 @@ def train(config: Config, workdir: str) -> None:
     telemetry.rewind(newest.step if newest else 0)
 
     try:
+        if warm_up:
+            _warm_up(run)
         state = None if newest else _starting_point(run)
         for stage in STAGES:
             if getattr(config, stage).epochs == 0:
@@ -106,6 +115,8 @@ def train(config: Config, workdir: str) -> None:
             newest = None
         run.checkpoints.wait()
     finally:
+        for programs in (run.programs, run.evaluation_programs):
+            programs.close()
         telemetry.close()
         run.checkpoints.close()
 
@@ -169,9 +180,10 @@ def _run_stage(
 ) -> TrainState:
     """Runs a stage to its end: from `newest`, or else with the classifier of `previous`."""
     config, telemetry = run.config, run.telemetry
-    optimizer = make_optimizer(config, stage, run.steps_per_epoch)
     key = jax.random.key(config.seed)
-    create = functools.partial(create_state, run.drnet, optimizer)
+    create = functools.partial(
+        create_state, run.drnet, make_optimizer(config, stage, run.steps_per_epoch)
+    )
     host_batch = config.batch_size // jax.process_count()
     batches = train_batches(
         run.train_source, config.data, size=config.model.resolutions[0], batch_size=host_batch,
@@ -193,15 +205,47 @@ def _run_stage(
         else:
             telemetry.say(parameter_overview.get_parameter_overview(state.params))
 
-    step = Step(
-        drnet=run.drnet, optimizer=optimizer, mesh=run.mesh, programs=Programs(telemetry.compiled),
-        stage=stage, estimator=config.router.estimator, bucket_multiple=config.bucket_multiple,
-        objective=run.objective, distillation=config.pretrain.distillation,
-    )
+    step = _make_step(run, stage, newest.bucket_sizes if newest else {})
     try:
         return _steps(run, stage, step, state, batches)
     finally:
         batches.close()
+
+
+def _make_step(run: Run, stage: str, bucket_sizes: dict[str, dict[str, int]]) -> Step:
+    """The step of a stage, with the bucket sizes of a run that goes on (see `Meta`)."""
+    config, resolutions = run.config, list(map(str, run.drnet.resolutions))
+    left = {
+        (resolutions.index(resolution), int(size)): steps
+        for resolution, sizes in bucket_sizes.items() for size, steps in sizes.items()
+    }
+    return Step(
+        drnet=run.drnet, optimizer=make_optimizer(config, stage, run.steps_per_epoch),
+        mesh=run.mesh, programs=run.programs, stage=stage, estimator=config.router.estimator,
+        sizes=Sizes(config.bucket_multiple, config.bucket_lead, left), objective=run.objective,
+        distillation=config.pretrain.distillation,
+    )
+
+
+def _warm_up(run: Run) -> None:
+    """Compiles every program of both stages, at every size that a bucket can have."""
+    config, base = run.config, run.config.model.resolutions[0]
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch_size, base, base, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sizes = buckets.sizes(config.batch_size // run.mesh.size, config.bucket_multiple)
+    for stage in STAGES:
+        if getattr(config, stage).epochs:
+            step = _make_step(run, stage, {})
+            state = jax.eval_shape(
+                functools.partial(create_state, run.drnet, step.optimizer), key
+            )
+            for program, arguments in step.all_programs(
+                state, batch, key, [sizes] * len(config.model.resolutions)
+            ):
+                run.programs.compile(program, *arguments)
 
 
 def _steps(
@@ -258,6 +302,7 @@ def _steps(
                 run.checkpoints.save(state, batches, Meta(
                     stage=stage, step=number, stage_end=number == last, config=config,
                     classes=run.train_source.classes, metrics=metrics,
+                    bucket_sizes=step.sizes.by_resolution(run.drnet.resolutions),
                 ))
             window.clear()
     telemetry.end()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,16 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax import buckets
 from drnet_jax.drnet import DRNet, Tree
-from drnet_jax.mesh import AXIS, per_device
-from drnet_jax.programs import Programs
+from drnet_jax.mesh import AXIS, per_device, split
+from drnet_jax.programs import Program, Programs
 from drnet_jax.train import steps
 from drnet_jax.train.objectives import Objective
+from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
 from drnet_jax.train.steps import Plan, Sums
+
+EVERYWHERE, SPLIT = P(), P(AXIS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Step:
     """`(state, batch, key) -> (state, metrics)`, for either stage.
 
     Called by every host alike with global arrays: the state replicated, the batch split. The
-    state given to it is donated. Metrics are sums over the global batch (see `steps`).
+    state given to it is donated. Metrics are sums over the global batch (see `steps`); those of
+    finetuning have `slots` besides: the rows that each resolution [R] was run on, on all devices,
+    padding included.
     """
 
     drnet: DRNet
@@ -34,7 +39,7 @@ class Step:
     programs: Programs
     stage: str  # "pretrain" or "finetune"
     estimator: str  # "selected" or "dense"
-    bucket_multiple: int
+    sizes: Sizes
     objective: Objective
     distillation: float  # of pretraining, see `steps.bucket`
 
@@ -46,59 +51,55 @@ class Step:
 
     def pretrain(self, state: TrainState, batch: Tree) -> tuple[TrainState, Tree]:
         """All samples at all resolutions, their losses summed."""
-        def begin(params, batch_stats, batch):
-            sums = steps.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
-            return steps.everyone(self.drnet, batch), _to_global(sums)
-
-        begin = self._map(begin, (P(), P(), P(AXIS)), (P(AXIS), P(AXIS)))
         plan, sums = self.programs.run(
-            "begin", begin, state.params, state.batch_stats, batch
+            self.begin_program, state.params, state.batch_stats, batch
         )
-        counts = [self._local(batch)] * self._resolutions
-        sums = self._run_buckets(state, batch, plan, sums, counts, self.distillation)
-
-        def update(state, sums):
-            return steps.pretrain_update(self.optimizer, state, _to_local(sums))
-
-        update = self._map(update, (P(), P(AXIS)), (P(), P()))
-        return self.programs.run("update", update, state, sums, donate=(0,))
+        for index in range(len(self.drnet.resolutions)):
+            program = self.bucket_program(index, self._local(batch))
+            sums = self.programs.run(program, state.params, state.batch_stats, batch, plan, sums)
+        return self.programs.run(self.pretrain_program, state, sums)
 
     def finetune(
         self, state: TrainState, batch: Tree, key: jax.Array
     ) -> tuple[TrainState, Tree]:
         """Each sample at the resolution that the predictor draws for it."""
         plan, noise, sums, counts = self.route(state, batch, key)
+        of_step = state.params, state.batch_stats, batch, plan
         if self.estimator == "dense":
-            def dense(params, batch_stats, batch, plan, sums):
-                return _to_global(steps.dense(
-                    self.drnet, self._global(batch), params, batch_stats, batch, plan,
-                    _to_local(sums),
-                ))
-
-            dense = self._map(dense, (P(), P(), P(AXIS), P(AXIS), P(AXIS)), P(AXIS))
-            sums = self.programs.run(
-                "dense", dense, state.params, state.batch_stats, batch, plan, sums, donate=(4,)
-            )
+            sizes = [self._local(batch)] * len(self.drnet.resolutions)
+            sums = self.programs.run(self.dense_program, *of_step, sums)
         else:
             # The one place where the host waits: the sizes of this step's programs.
-            sums = self._run_buckets(state, batch, plan, sums, np.asarray(counts))
-
-        def update(state, batch, noise, plan, sums):
-            return steps.finetune_update(
-                self.drnet, self.optimizer, self.objective, state, batch, noise, plan,
-                _to_local(sums),
-            )
-
-        specs = (P(), P(AXIS), P(AXIS), P(AXIS), P(AXIS))
-        update = self._map(update, specs, (P(), P()))
-        return self.programs.run(
-            "update", update, state, batch, noise, plan, sums, donate=(0,)
+            sizes = self.sizes.advance(np.asarray(counts).tolist(), self._local(batch))
+            for index, size in enumerate(sizes):
+                if size:
+                    sums = self.programs.run(self.bucket_program(index, size), *of_step, sums)
+            for index, size in self.sizes.ahead():
+                self.programs.prepare(self.bucket_program(index, size), *of_step, sums)
+        state, metrics = self.programs.run(
+            self.finetune_program, state, batch, noise, plan, sums
         )
+        return state, metrics | {"slots": self.mesh.size * np.array(sizes)}
 
     def route(
         self, state: TrainState, batch: Tree, key: jax.Array
     ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
         """The plan of a finetuning step, its Gumbel noise, empty sums, and the counts [R]."""
+        return self.programs.run(
+            self.route_program, state.params, state.batch_stats, batch, key, state.step
+        )
+
+    @functools.cached_property
+    def begin_program(self) -> Program:
+        def begin(params, batch_stats, batch):
+            sums = steps.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
+            return steps.everyone(self.drnet, batch), _to_global(sums)
+
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT)
+        return Program.mapped("begin", self.mesh, begin, specs, (SPLIT, SPLIT))
+
+    @functools.cached_property
+    def route_program(self) -> Program:
         def route(params, batch_stats, batch, noise):
             plan, counts = steps.route(
                 self.drnet, self.objective, params, batch_stats, batch, noise
@@ -106,58 +107,100 @@ class Step:
             sums = steps.start(self.drnet, params, batch_stats, batch)
             return plan, _to_global(sums), counts
 
-        mapped = self._map(route, (P(), P(), P(AXIS), P(AXIS)), (P(AXIS), P(AXIS), P()))
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT)
+        mapped = per_device(self.mesh, route, specs, (SPLIT, SPLIT, EVERYWHERE))
 
         def with_noise(params, batch_stats, batch, key, step):
             # Drawn for the global batch: the choices do not depend on the number of devices.
-            shape = (batch["label"].shape[0], self._resolutions)
+            shape = (batch["label"].shape[0], len(self.drnet.resolutions))
             noise = jax.random.gumbel(jax.random.fold_in(key, step), shape)
-            noise = jax.lax.with_sharding_constraint(
-                noise, jax.sharding.NamedSharding(self.mesh, P(AXIS))
-            )
+            noise = jax.lax.with_sharding_constraint(noise, split(self.mesh))
             plan, sums, counts = mapped(params, batch_stats, batch, noise)
             return plan, noise, sums, counts
 
-        return self.programs.run(
-            "route", with_noise, state.params, state.batch_stats, batch, key, state.step
-        )
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
+        return Program("route", self.mesh, with_noise, specs)
 
-    def _run_buckets(
-        self, state: TrainState, batch: Tree, plan: Plan, sums: Sums,
-        counts: list[int] | np.ndarray, distillation: float = 0.0,
-    ) -> Sums:
-        for index, count in enumerate(counts):
-            size = buckets.padded_size(int(count), self.bucket_multiple, self._local(batch))
-            if not size:
-                continue
-            resolution = self.drnet.resolutions[index]
-            sums = self.programs.run(
-                f"bucket {resolution}px x{size}", self._bucket(index, size, distillation),
-                state.params, state.batch_stats, batch, plan, sums, donate=(4,),
-            )
-        return sums
+    @functools.cached_property
+    def bucket_program(self) -> Callable[[int, int], Program]:
+        """(index, size) -> the program that adds one bucket to the sums; made once."""
+        return functools.cache(self._bucket_program)
 
-    def _bucket(self, index: int, size: int, distillation: float):
+    def _bucket_program(self, index: int, size: int) -> Program:
+        distillation = self.distillation if self.stage == "pretrain" else 0.0
+
         def bucket(params, batch_stats, batch, plan, sums):
+            global_batch = batch["label"].shape[0] * self.mesh.size
             return _to_global(steps.bucket(
-                self.drnet, index, size, self._global(batch), distillation,
+                self.drnet, index, size, global_batch, distillation,
                 params, batch_stats, batch, plan, _to_local(sums),
             ))
 
-        return self._map(bucket, (P(), P(), P(AXIS), P(AXIS), P(AXIS)), P(AXIS))
+        resolution = self.drnet.resolutions[index]
+        name = f"bucket {resolution}px x{size}" + (", distilling" if distillation else "")
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
+        return Program.mapped(name, self.mesh, bucket, specs, SPLIT, donate=(4,))
 
-    def _map(self, function, in_specs, out_specs):
-        return per_device(self.mesh, function, in_specs, out_specs)
+    @functools.cached_property
+    def dense_program(self) -> Program:
+        def dense(params, batch_stats, batch, plan, sums):
+            global_batch = batch["label"].shape[0] * self.mesh.size
+            return _to_global(steps.dense(
+                self.drnet, global_batch, params, batch_stats, batch, plan, _to_local(sums)
+            ))
+
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
+        return Program.mapped("dense", self.mesh, dense, specs, SPLIT, donate=(4,))
+
+    @functools.cached_property
+    def pretrain_program(self) -> Program:
+        def update(state, sums):
+            return steps.pretrain_update(self.optimizer, state, _to_local(sums))
+
+        specs, out_specs = (EVERYWHERE, SPLIT), (EVERYWHERE, EVERYWHERE)
+        return Program.mapped("update of stage 1", self.mesh, update, specs, out_specs, donate=(0,))
+
+    @functools.cached_property
+    def finetune_program(self) -> Program:
+        def update(state, batch, noise, plan, sums):
+            return steps.finetune_update(
+                self.drnet, self.optimizer, self.objective, state, batch, noise, plan,
+                _to_local(sums),
+            )
+
+        specs, out_specs = (EVERYWHERE, SPLIT, SPLIT, SPLIT, SPLIT), (EVERYWHERE, EVERYWHERE)
+        return Program.mapped("update of stage 2", self.mesh, update, specs, out_specs, donate=(0,))
+
+    def all_programs(
+        self, state: TrainState, batch: Tree, key: jax.Array, sizes: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Program, tuple]]:
+        """Every program of a step, with the shapes of its arguments; nothing is computed.
+
+        Args:
+            state, batch, key: as of `__call__`, or their shapes.
+            sizes: of the buckets of each resolution [R]; pretraining has the whole batch.
+        """
+        if self.stage == "pretrain":
+            sizes = [[self._local(batch)]] * len(self.drnet.resolutions)
+            first = self.begin_program, (state.params, state.batch_stats, batch)
+            plan, sums = jax.eval_shape(first[0].function, *first[1])
+            last = self.pretrain_program, (state, sums)
+        else:
+            arguments = state.params, state.batch_stats, batch, key, state.step
+            first = self.route_program, arguments
+            plan, noise, sums, _ = jax.eval_shape(self.route_program.function, *arguments)
+            last = self.finetune_program, (state, batch, noise, plan, sums)
+        middle = state.params, state.batch_stats, batch, plan, sums
+        yield first
+        if self.stage == "finetune" and self.estimator == "dense":
+            yield self.dense_program, middle
+        else:
+            for index, of_resolution in enumerate(sizes):
+                yield from ((self.bucket_program(index, size), middle) for size in of_resolution)
+        yield last
 
     def _local(self, batch: Tree) -> int:
         return batch["label"].shape[0] // self.mesh.size
-
-    def _global(self, batch: Tree) -> int:
-        return batch["label"].shape[0] * self.mesh.size
-
-    @functools.cached_property
-    def _resolutions(self) -> int:
-        return len(self.drnet.resolutions)
 
 
 def _to_global(sums: Sums) -> Sums:
