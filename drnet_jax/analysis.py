@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from typing import Any
 
 import jax
 
+from drnet_jax.benchmark_cases import cores
 from drnet_jax.programs import Program
 
 
@@ -23,7 +23,7 @@ class Analysis:
     arguments: int  # bytes
     outputs: int  # bytes, less what takes the place of donated arguments
     temporaries: int  # bytes
-    seconds: float  # that compiling took here
+    seconds: float  # that compiling took here, perhaps beside other programs
 
     @property
     def memory(self) -> int:
@@ -53,7 +53,7 @@ def analyse_all(
     first: dict[str, tuple[Program, tuple[Any, ...]]] = {}
     for program, args in programs:
         first.setdefault(program.name, (program, args))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         coming = {name: pool.submit(analyse, *each) for name, each in first.items()}
         return {name: future.result() for name, future in coming.items()}
 

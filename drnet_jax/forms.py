@@ -5,30 +5,30 @@ without any gets the forms that TPUs are to run. Accelerators get every operatio
 which is the form that their compilers know how to fuse.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import jax
+from jax.sharding import Mesh
 
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+# JAX traces a function anew for each value of it. None: where JAX computes here.
+_platform = jax.make_user_context(None)
 
 
-@contextlib.contextmanager
-def traced_for(platform: str) -> Iterator[None]:
+def traced_for(platform: str) -> AbstractContextManager[None]:
     """Traces operations in the forms for "cpu", "gpu" or "tpu", whatever devices there are here."""
-    token = _platform.set(platform)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
+    return _platform(platform)
 
 
-def plain_forms() -> contextlib.AbstractContextManager[None]:
+def traced_for_mesh(mesh: Mesh) -> AbstractContextManager[None]:
+    """Traces operations in the forms for a mesh's devices, unless others are asked for."""
+    return _platform(_platform.value or mesh.devices.flat[0].platform)
+
+
+def plain_forms() -> AbstractContextManager[None]:
     """Traces operations as they are defined: for counting."""
-    return traced_for("none")
+    return _platform("none")
 
 
 def on_cpu() -> bool:
-    """Whether to trace the form made for CPUs; outside `traced_for`, where JAX computes here."""
-    return (_platform.get() or jax.default_backend()) == "cpu"
+    """Whether to trace the form made for CPUs."""
+    return (_platform.value or jax.default_backend()) == "cpu"

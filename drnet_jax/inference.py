@@ -18,6 +18,7 @@ from drnet_jax.cost import Costs
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS, data_mesh, put_batch, replicated
 from drnet_jax.programs import Program, Programs
+from drnet_jax.resolutions import only
 
 # The tickets of some images, the resolution index that answers for them, and its log-probabilities,
 # float32 [images, C]. A ticket is any number by which the caller knows an image again.
@@ -57,11 +58,7 @@ class Server:
         # call longer.
         self._predictor = tuple({"predictor": tree["predictor"]} for tree in (params, batch_stats))
         self._classifiers = [
-            (
-                {"shared": params["shared"], "norms": {key: params["norms"][key]}},
-                {"norms": {key: batch_stats["norms"][key]}},
-            )
-            for key in drnet.norm_keys
+            (only(params, key), only(batch_stats, key)) for key in drnet.norm_keys
         ]
         self._scores = scores_program(drnet, self.mesh, objective, self.batch_size)
         self._classify = [

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.forms import traced_for
+from drnet_jax.forms import traced_for_mesh
 
 AXIS = "data"
 
@@ -61,7 +61,7 @@ def per_device(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) ->
     Its operations are traced in the forms for the platform of the mesh.
     """
     def traced(*args: Any) -> Any:
-        with traced_for(mesh.devices.flat[0].platform):
+        with traced_for_mesh(mesh):
             return function(*args)
 
     return jax.shard_map(traced, mesh=mesh, in_specs=in_specs, out_specs=out_specs)

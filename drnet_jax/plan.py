@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from absl import flags
 
 from drnet_jax import buckets, cli, flax_baseline
 from drnet_jax.analysis import Analysis, Failure, analyse, analyse_all
+from drnet_jax.benchmark_cases import cores
 from drnet_jax.config import Config
 from drnet_jax.cost import TRAINING_PASSES, Costs, model_costs, parse_mix, with_classes
 from drnet_jax.data import transforms
@@ -39,6 +39,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.inference import classify_program, scores_program
 from drnet_jax.models.resnet import ResNet
 from drnet_jax.programs import Program, Programs
+from drnet_jax.resolutions import only
 from drnet_jax.target import Target, parse
 from drnet_jax.text import short, table
 from drnet_jax.train.objectives import make_objective
@@ -104,7 +105,7 @@ def plan(
             for stage in STAGES
         },
         "utilisation": utilisation,
-        "decoding": {"images_per_second": _decoding_rate(config), "cores": os.cpu_count()},
+        "decoding": {"images_per_second": _decoding_rate(config), "cores": cores()},
         "most_programs": _most_programs(config, target, costs),
         "programs": None,
         "missing": target.missing,
@@ -173,7 +174,7 @@ def _decoding_rate(config: Config) -> float:
         return count
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return sum(pool.map(decode, range(os.cpu_count()))) / DECODE_SECONDS
+        return sum(pool.map(decode, range(cores()))) / DECODE_SECONDS
 
 
 def _most_programs(config: Config, target: Target, costs: Costs) -> dict[str, int]:
@@ -251,10 +252,8 @@ def _inference(
     program = scores_program(drnet, target.mesh, config.router.objective, size)
     yield program, ({"predictor": params["predictor"]}, {"predictor": stats["predictor"]}, images)
     for index, key in enumerate(drnet.norm_keys):
-        yield classify_program(drnet, target.mesh, index, size), (
-            {"shared": params["shared"], "norms": {key: params["norms"][key]}},
-            {"norms": {key: stats["norms"][key]}}, images,
-        )
+        program = classify_program(drnet, target.mesh, index, size)
+        yield program, (only(params, key), only(stats, key), images)
 
 
 def _row(
@@ -313,7 +312,8 @@ def reference(config: Config, target: Target) -> list[dict[str, Any]]:
         flax_baseline.blocks_program(target.mesh, dtype, rows, ours) for ours in (True, False)
     ]
     # One at a time, so that the seconds can be compared.
-    return [_row(target, config, "reference", analyse(*each)) for each in (largest, theirs, *blocks)]
+    pairs = largest, theirs, *blocks
+    return [_row(target, config, "reference", analyse(*each)) for each in pairs]
 
 
 def text(report: dict[str, Any]) -> str:

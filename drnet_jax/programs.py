@@ -74,6 +74,7 @@ class Programs:
     def __init__(self, announce: Callable[[Compilation], None] = lambda compilation: None):
         """`announce` is called once a program, when it is first run."""
         self.compiled: dict[str, jax.stages.Compiled] = {}
+        self.waited = 0.0  # seconds, in all, for programs to be compiled
         self._announce = announce
         self._coming: dict[str, concurrent.futures.Future] = {}
         # One thread: programs come in the order in which they were asked for, on every host alike.
@@ -92,7 +93,9 @@ class Programs:
             else:
                 compiled, seconds = _compile(program, program.abstract(*args))
             self.compiled[program.name] = compiled
-            self._announce(Compilation(program.name, seconds, time.perf_counter() - began))
+            waited = time.perf_counter() - began
+            self.waited += waited
+            self._announce(Compilation(program.name, seconds, waited))
         return self.compiled[program.name]
 
     def prepare(self, program: Program, *args: Any) -> None:

@@ -47,6 +47,12 @@ def replicate_norms(norms: Tree, keys: tuple[str, ...]) -> dict[str, Tree]:
     return {key: jax.tree.map(lambda leaf: leaf.copy(), norms) for key in dict.fromkeys(keys)}
 
 
+def only(tree: Tree, key: str) -> Tree:
+    """The part of params or batch_stats that the classifier needs at one resolution."""
+    shared = {"shared": tree["shared"]} if "shared" in tree else {}
+    return shared | {"norms": {key: tree["norms"][key]}}
+
+
 def plain_variables(params: Tree, batch_stats: Tree, key: str) -> dict[str, Tree]:
     """The variables of the plain classifier at one resolution, ready for `network.apply`."""
     return {

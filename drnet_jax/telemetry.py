@@ -131,11 +131,13 @@ class Window:
     def clear(self) -> None:
         """Starts the next window."""
         self._sums: dict[str, metrics.Average] = {}
-        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._began, self._steps = time.perf_counter(), 0
+        self._data_wait, self._compile_wait = 0.0, 0.0
 
-    def waited(self, seconds: float) -> None:
-        """Adds time spent waiting for the input."""
-        self._waited += seconds
+    def waited(self, for_data: float, for_compiler: float) -> None:
+        """Adds seconds spent waiting for the input, and for programs to be compiled."""
+        self._data_wait += for_data
+        self._compile_wait += for_compiler
 
     def add(self, sums: dict[str, np.ndarray]) -> None:
         """Adds the metrics of a step (see `train.steps`)."""
@@ -171,7 +173,8 @@ class Window:
         else:
             found["accuracy"] = self._by_resolution(means["correct"])
         found["images_per_second"] = images / seconds
-        found["data_wait"] = self._waited / seconds
+        found["data_wait"] = self._data_wait / seconds
+        found["compile_wait"] = self._compile_wait / seconds
         found["seconds_left"] = steps_left * seconds / self._steps
         return found
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drnet_jax.forms import traced_for
 from drnet_jax.models.norm import MOMENTS, BatchNorm, update_statistics
 
 
@@ -112,6 +113,52 @@ def test_update_statistics_by_hand():
 def test_statistics_of_a_resolution_without_samples_stay_bit_for_bit():
     stats = {"mean": jnp.array([0.1, np.nan]), "var": jnp.array([0.7, 1e-30])}
     _, moments = normalise(TABLE, np.zeros(4, bool))
+    jax.tree.map(np.testing.assert_array_equal, update_statistics(stats, moments), stats)
+
+
+@pytest.mark.parametrize("ratio", [0, 10, 100, 1000])
+@pytest.mark.parametrize(("platform", "running"), [("cpu", 0.0), ("tpu", 0.98)])
+def test_squares_do_not_cancel_where_the_mean_is_large(platform, running, ratio):
+    """Against two passes in float64; running means on accelerators must be near, 2 % off here."""
+    random = np.random.default_rng(0)
+    x = (ratio + random.normal(size=(8, 14, 14, 2)) * [1, 1]).astype(np.float32)
+    mask, mean = np.array([True] * 6 + [False] * 2), np.full(2, running * ratio, np.float32)
+    weights = random.normal(size=x.shape) * mask[:, None, None, None]
+
+    def loss(x):
+        y, moments = normalise(x, mask, mean=mean)
+        return jnp.sum(y * weights), (y, moments)
+
+    with traced_for(platform):
+        dx, (y, moments) = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(x))
+    real = x[mask].astype(np.float64)
+    expected = (real - real.mean((0, 1, 2))) / real.std((0, 1, 2))
+    np.testing.assert_allclose(y[mask], expected, atol=1e-3)
+    # d(sum of w y)/dx = (w - mean(w) - y mean(w y)) / deviation, channel by channel.
+    w = weights[mask]
+    gradient = w - w.mean((0, 1, 2)) - expected * (w * expected).mean((0, 1, 2))
+    np.testing.assert_allclose(dx[mask], gradient / real.std((0, 1, 2)), atol=5e-3)
+    stats = {"mean": jnp.asarray(mean), "var": jnp.ones(2)}
+    if platform == "tpu":
+        found = update_statistics(stats, moments, 0.0)
+        np.testing.assert_allclose(found["mean"], real.mean((0, 1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(found["var"], real.var((0, 1, 2), ddof=1), rtol=2e-3)
+
+
+def test_moments_of_two_buckets_add_up_whatever_each_was_summed_about():
+    x = 30 + np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)
+    mean = (29.0, 31.0)
+    whole, first, second = (normalise(rows, mean=mean)[1] for rows in (x, x[:2], x[2:]))
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-5), first, second, whole)
+
+
+@pytest.mark.parametrize("rows", [1, 0])
+def test_fewer_than_two_values_have_no_variance_and_keep_the_statistics(rows):
+    mask = np.arange(4) < rows
+    stats = {"mean": jnp.array([3.0, 30.0]), "var": jnp.array([4.0, 100.0])}
+    y, moments = normalise(TABLE, mask, mean=stats["mean"], var=stats["var"])
+    np.testing.assert_allclose(y, (TABLE - [3, 30]) / [2, 10], rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, update_statistics(stats, moments), stats)
 
 

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from drnet_jax import telemetry
 from drnet_jax.cost import Costs, Parameters
+from drnet_jax.programs import Compilation
 from drnet_jax.telemetry import Telemetry, Window
 
 COSTS = Costs((32, 16), (100, 20), 5, Parameters(1, 1, 1))
@@ -59,24 +61,42 @@ def test_pretraining_and_a_single_candidate_cannot_collapse():
 
 @pytest.mark.parametrize("cut", ['{"kind": "train", "st', '{"step": 1, "mix": {"32": 0.5}'])
 def test_rewinding_drops_later_and_broken_lines(tmp_path, cut):
-    telemetry = Telemetry(str(tmp_path))
+    log = Telemetry(str(tmp_path))
     for step in (1, 2, 3):
-        telemetry.write("train", step, {"loss": 1.0})
-    telemetry.compiled("bucket 32px x8", 0.5)
+        log.write("train", step, {"loss": 1.0})
+    log.compiled(Compilation("bucket 32px x8", 0.5, 0.5))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(cut)
-    telemetry.rewind(2)
-    telemetry.write("train", 3, {"loss": 2.0})
-    telemetry.close()
+    log.rewind(2)
+    log.write("train", 3, {"loss": 2.0})
+    log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
 def test_a_compilation_is_recorded(tmp_path, capsys):
-    telemetry = Telemetry(str(tmp_path))
-    telemetry.compiled("route", 1.5)
-    telemetry.close()
-    line = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert (line["kind"], line["program"], line["seconds"]) == ("compile", "route", 1.5)
-    assert "compiled route in 1.5 s" in capsys.readouterr().out
+    log = Telemetry(str(tmp_path))
+    log.compiled(Compilation("route", 1.5, 1.5))
+    log.compiled(Compilation("bucket 32px x8", 2.5, 0.25))
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["program"], line["seconds"], line["waited"]) for line in lines] == [
+        ("compile", "route", 1.5, 1.5), ("compile", "bucket 32px x8", 2.5, 0.25)]
+    assert capsys.readouterr().out.splitlines() == [
+        "compiled route in 1.5 s",
+        "compiled bucket 32px x8 in 2.5 s, in the background (0.2 s waited for)",
+    ]
+
+
+def test_padding_and_waiting_are_shares_of_a_window(monkeypatch):
+    monkeypatch.setattr(telemetry.time, "perf_counter", iter([100.0, 110.0]).__next__)
+    window = Window(COSTS)
+    for slots in ([4, 4], [0, 8]):
+        window.add(sums([1, 3]) | {"slots": np.array(slots)})
+    window.waited(1.0, 0.5)
+    window.waited(1.0, 2.0)
+    values = window.values(steps_left=3)
+    assert values["padding"] == pytest.approx(0.5)  # 8 images in 16 rows
+    assert (values["data_wait"], values["compile_wait"]) == (0.2, 0.25)
+    assert values["seconds_left"] == 15.0

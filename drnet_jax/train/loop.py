@@ -279,11 +279,12 @@ def _steps(
     while number < last:
         began = time.perf_counter()
         batch = next(batches)
-        window.waited(time.perf_counter() - began)
+        for_data, compiling = time.perf_counter() - began, run.programs.waited
         index = batch.pop("index")
         batch = put_batch(run.mesh, batch)
         settle()
         state, sums = step(state, batch, key)
+        window.waited(for_data, run.programs.waited - compiling)
         number += 1
         pending = (number, index, sums)
         telemetry.step()

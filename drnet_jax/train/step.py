@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.mesh import AXIS, per_device, split
 from drnet_jax.programs import Program, Programs
+from drnet_jax.resolutions import only
 from drnet_jax.train import steps
 from drnet_jax.train.objectives import Objective
 from drnet_jax.train.sizes import Sizes
@@ -55,8 +56,7 @@ class Step:
             self.begin_program, state.params, state.batch_stats, batch
         )
         for index in range(len(self.drnet.resolutions)):
-            program = self.bucket_program(index, self._local(batch))
-            sums = self.programs.run(program, state.params, state.batch_stats, batch, plan, sums)
+            sums = self._add_bucket(index, self._local(batch), state, batch, plan, sums)
         return self.programs.run(self.pretrain_program, state, sums)
 
     def finetune(
@@ -64,22 +64,44 @@ class Step:
     ) -> tuple[TrainState, Tree]:
         """Each sample at the resolution that the predictor draws for it."""
         plan, noise, sums, counts = self.route(state, batch, key)
-        of_step = state.params, state.batch_stats, batch, plan
         if self.estimator == "dense":
             sizes = [self._local(batch)] * len(self.drnet.resolutions)
-            sums = self.programs.run(self.dense_program, *of_step, sums)
+            sums = self.programs.run(
+                self.dense_program, state.params, state.batch_stats, batch, plan, sums
+            )
         else:
             # The one place where the host waits: the sizes of this step's programs.
             sizes = self.sizes.advance(np.asarray(counts).tolist(), self._local(batch))
             for index, size in enumerate(sizes):
                 if size:
-                    sums = self.programs.run(self.bucket_program(index, size), *of_step, sums)
+                    sums = self._add_bucket(index, size, state, batch, plan, sums)
             for index, size in self.sizes.ahead():
-                self.programs.prepare(self.bucket_program(index, size), *of_step, sums)
+                arguments = self._of_bucket(index, state, batch, plan, sums)
+                self.programs.prepare(self.bucket_program(index, size), *arguments)
         state, metrics = self.programs.run(
             self.finetune_program, state, batch, noise, plan, sums
         )
         return state, metrics | {"slots": self.mesh.size * np.array(sizes)}
+
+    def _add_bucket(
+        self, index: int, size: int, state: TrainState, batch: Tree, plan: Plan, sums: Sums
+    ) -> Sums:
+        arguments = self._of_bucket(index, state, batch, plan, sums)
+        found: Sums = self.programs.run(self.bucket_program(index, size), *arguments)
+        norms = sums.grads["norms"] | found.grads["norms"]
+        return found.replace(
+            grads=found.grads | {"norms": norms}, moments=sums.moments | found.moments
+        )
+
+    def _of_bucket(
+        self, index: int, state: TrainState, batch: Tree, plan: Plan, sums: Sums
+    ) -> tuple[Tree, Tree, Tree, Plan, Sums]:
+        """The arguments of a bucket's program: nothing of the other resolutions' norms."""
+        key = self.drnet.norm_keys[index]
+        own = sums.replace(
+            grads=only(sums.grads, key), moments={key: sums.moments[key]}
+        )
+        return only(state.params, key), only(state.batch_stats, key), batch, plan, own
 
     def route(
         self, state: TrainState, batch: Tree, key: jax.Array
@@ -190,13 +212,14 @@ class Step:
             first = self.route_program, arguments
             plan, noise, sums, _ = jax.eval_shape(self.route_program.function, *arguments)
             last = self.finetune_program, (state, batch, noise, plan, sums)
-        middle = state.params, state.batch_stats, batch, plan, sums
         yield first
         if self.stage == "finetune" and self.estimator == "dense":
-            yield self.dense_program, middle
+            yield self.dense_program, (state.params, state.batch_stats, batch, plan, sums)
         else:
             for index, of_resolution in enumerate(sizes):
-                yield from ((self.bucket_program(index, size), middle) for size in of_resolution)
+                arguments = self._of_bucket(index, state, batch, plan, sums)
+                for size in of_resolution:
+                    yield self.bucket_program(index, size), arguments
         yield last
 
     def _local(self, batch: Tree) -> int:
