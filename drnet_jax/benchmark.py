@@ -29,21 +29,19 @@ padding never is. The realised fraction is
 
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 from drnet_jax import benchmark_cases as cases
 from drnet_jax import cli, timing
-from drnet_jax.config import Config
+from drnet_jax.config import Config, parse
 from drnet_jax.cost import model_costs, parse_mix, with_classes
 from drnet_jax.data.loader import train_batches
 from drnet_jax.data.sources import open_source
@@ -52,12 +50,6 @@ from drnet_jax.errors import UserError
 from drnet_jax.mesh import data_mesh
 from drnet_jax.programs import Compilation, Programs
 from drnet_jax.text import short, table
-
-# What changes the speed of a run without being in its config.
-VARIABLES = (
-    "XLA_FLAGS", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_ARENA_MAX", "LD_PRELOAD", "OMP_NUM_THREADS",
-)
 
 INPUT_BATCHES = 4  # of the input pipeline's turn; more than it reads ahead
 COLUMNS = (
@@ -101,7 +93,7 @@ def benchmark(
         compiled.append(compilation.seconds)
         print(compilation, file=sys.stderr)
 
-    batch, images = (_draw(config, size) for size in sizes.values())
+    batch, images = (cases.draw(config, size) for size in sizes.values())
     images = images["image"]
     torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
     drnet, shares = DRNet.from_config(config, config.model.classes), np.array(mix)
@@ -122,21 +114,13 @@ def benchmark(
     }
     rates = {key: timed.median for key, (_, timed) in found.items()}
     return {
-        "environment": _environment(mesh),
+        "environment": cases.environment(mesh),
         "config": dataclasses.asdict(config),
         "mix": list(mix),
         "repeats": repeats,
         "cases": [_row(key, found) for key in found],
         "bucketed_over_dense": rates["training", "bucketed"] / rates["training", "dense"],
         "input": _input(config, repeats),
-    }
-
-
-def _draw(config: Config, batch_size: int) -> dict[str, np.ndarray]:
-    draw, base = np.random.default_rng(config.seed), config.model.resolutions[0]
-    return {
-        "image": draw.integers(0, 256, (batch_size, base, base, 3), np.uint8),
-        "label": draw.integers(0, config.model.classes, batch_size, np.int32),
     }
 
 
@@ -173,17 +157,6 @@ def _row(
     return row
 
 
-def _environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": mesh.devices.flat[0].device_kind,
-        "devices": mesh.size,
-        "cores": cases.cores(),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-    }
-
-
 def _input(config: Config, repeats: int) -> dict[str, Any]:
     """The rate at which training batches come, while nothing else runs; or why not."""
     try:
@@ -212,6 +185,12 @@ def _input(config: Config, repeats: int) -> dict[str, Any]:
         "slowest": min(rates),
         "fastest": max(rates),
     }
+
+
+def with_dtype(config: Config, dtype: str) -> Config:
+    """The config with another `model.dtype`; raises UserError if it is none."""
+    values = dataclasses.asdict(config)
+    return parse(values | {"model": values["model"] | {"dtype": dtype}})
 
 
 def text(report: dict[str, Any]) -> str:
@@ -243,6 +222,32 @@ def text(report: dict[str, Any]) -> str:
     return "\n\n".join(sections)
 
 
+def markdown(reports: Sequence[dict[str, Any]]) -> str:
+    """Reports of one machine, that differ in config alone, as a Markdown table."""
+    config, environment = reports[0]["config"], reports[0]["environment"]
+    model, mix = config["model"], "/".join(f"{100 * share:.3g}" for share in reports[0]["mix"])
+    header = ("", "images/s", "range", "multiply-adds an image", "over static", "realised",
+              "padded %", "compile s")
+    lines = [
+        f"{model['classifier']} of width {model['width']}, {mix} % at "
+        f"{'/'.join(map(str, model['resolutions']))} px, batch {config['batch_size']} in training "
+        f"and {config['evaluation']['batch_size']} in inference, seed {config['seed']}, medians of "
+        f"{reports[0]['repeats']} turns, on {environment['devices']} x {environment['device']} "
+        f"({environment['cores']} CPU cores, jax {environment['jax']}, Python "
+        f"{environment['python']})",
+        "",
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+    ]
+    for report in reports:
+        dtype = report["config"]["model"]["dtype"]
+        for row in report["cases"]:
+            name, *cells = _cells(row)[: len(header)]
+            label = f"{dtype}, {row['group']}, {name}"
+            lines.append(f"| {' | '.join([label, *cells])} |")
+    return "\n".join(lines)
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
@@ -271,6 +276,13 @@ if __name__ == "__main__":
     REPEATS = flags.DEFINE_integer("repeats", 5, "Turns to take medians over.", lower_bound=1)
     TORCH = flags.DEFINE_bool("torch", False, "Also time the classifier in PyTorch.")
     JSON = flags.DEFINE_bool("json", False, "Print JSON, with the whole config, for tables.")
+    DTYPES = flags.DEFINE_list(
+        "dtypes", None, "Compute types to measure one after the other, such as bfloat16,float32; "
+        "default: config.model.dtype.",
+    )
+    OUT = flags.DEFINE_string(
+        "out", None, "Directory for all reports as benchmark.json, and as a table benchmark.md."
+    )
 
     def main() -> None:
         mix = None if MIX.value is None else parse_mix(MIX.value)
@@ -278,7 +290,16 @@ if __name__ == "__main__":
         if BATCH.value:
             evaluation = dataclasses.replace(config.evaluation, batch_size=BATCH.value)
             config = dataclasses.replace(config, batch_size=BATCH.value, evaluation=evaluation)
-        report = benchmark(config, mix, TORCH.value, REPEATS.value)
-        print(json.dumps(report, indent=2) if JSON.value else text(report))
+        configs = [with_dtype(config, dtype) for dtype in DTYPES.value or [config.model.dtype]]
+        if OUT.value:
+            Path(OUT.value).mkdir(parents=True, exist_ok=True)
+        reports = []
+        for config in configs:
+            report = benchmark(config, mix, TORCH.value, REPEATS.value)
+            print(json.dumps(report, indent=2) if JSON.value else text(report))
+            reports.append(report)
+        if OUT.value:
+            (Path(OUT.value) / "benchmark.json").write_text(json.dumps(reports, indent=2) + "\n")
+            (Path(OUT.value) / "benchmark.md").write_text(markdown(reports) + "\n")
 
     cli.run(main)

@@ -66,7 +66,7 @@ def training_program(mesh: Mesh, network: nn.Module, resolution: int, rows: int)
         return jax.tree.map(lambda total, leaf: total + leaf[None], sums, found)
 
     specs = (P(), P(), P(AXIS), P(AXIS), P(AXIS))
-    name = f"flax's layers, {resolution}px x{rows}"
+    name = f"flax layers, {resolution}px x{rows}"
     return Program.mapped(name, mesh, train, specs, P(AXIS), donate=(4,))
 
 
@@ -111,15 +111,20 @@ class Blocks(nn.Module):
 
 
 def blocks_program(
-    mesh: Mesh, dtype: Any, rows: int, ours: bool
+    mesh: Mesh, dtype: Any, rows: int, ours: bool, masked: bool = False
 ) -> tuple[Program, tuple[Any, ...]]:
-    """Forward and backward of `Blocks` of our layers or of flax's, and its arguments' shapes."""
+    """Forward and backward of `Blocks` of our layers or of flax's, and its arguments' shapes.
+
+    Ours may mask padded rows, as the buckets of stage 2 do.
+    """
     network = Blocks(Conv, BatchNorm, dtype) if ours else Blocks(flax_conv, FlaxBatchNorm, dtype)
 
     def train(params, batch_stats, x, mask):
         def loss_of(params, x):
             variables = {"params": params, "batch_stats": batch_stats}
-            y, mutated = network.apply(variables, x, True, mask, mutable=["batch_stats", MOMENTS])
+            y, mutated = network.apply(
+                variables, x, True, mask if masked else None, mutable=["batch_stats", MOMENTS]
+            )
             return jnp.sum(y.astype(jnp.float32)), mutated
 
         found = jax.grad(loss_of, (0, 1), has_aux=True)(local(params), x)
@@ -129,6 +134,6 @@ def blocks_program(
     mask = jax.ShapeDtypeStruct((rows * mesh.size,), bool)
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(
         (1, 56, 56, 256), dtype), False))
-    name = "three blocks of our layers" if ours else "three blocks of flax's layers"
+    name = f"three blocks of {'our' if ours else 'flax'} layers{', masked' if masked else ''}"
     program = Program.mapped(name, mesh, train, (P(), P(), P(AXIS), P(AXIS)), P(AXIS))
     return program, (variables["params"], variables["batch_stats"], x, mask)

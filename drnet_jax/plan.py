@@ -2,7 +2,7 @@
 
     python -m drnet_jax.plan --config configs/imagenet_resnet50.py --devices tpu:v5e:4x4
 
-Where a compiler for the devices is installed (extra `tpu-plan` for TPUs, `cuda` for GPUs; the host
+Where a compiler for the devices is installed (extra `tpu` for TPUs, `cuda` for GPUs; the host
 needs neither a TPU nor a GPU), every program of both stages and of inference is compiled for them,
 and its FLOPs, bytes and memory are the compiler's. Elsewhere the plan has exact counts alone, and
 says so. Neither knows seconds: those of the roofline are bounds, from what the maker publishes, and
@@ -265,7 +265,8 @@ def _row(
     chip, bound = target.chip, None
     if chip and found.bytes_moved is not None:
         bound = max(
-            found.flops / chip.flops[config.model.dtype], found.bytes_moved / chip.bandwidth
+            (found.flops or 0) / chip.flops[config.model.dtype],
+            found.bytes_moved / chip.bandwidth,
         )
     return {
         "group": group, **dataclasses.asdict(found), "memory": found.memory,
@@ -284,7 +285,8 @@ def reference(config: Config, target: Target) -> list[dict[str, Any]]:
     """Our layers beside flax's: the largest bucket of stage 1, and three blocks of a ResNet-50.
 
     Returns:
-        Two rows for each of the two, ours and flax's, as in a plan's "programs".
+        As in a plan's "programs", each of ours followed by flax's: the bucket, the blocks, and the
+        blocks with padded rows masked.
 
     Raises:
         UserError: if there is no compiler for the devices, or the network is not one of ours.
@@ -308,12 +310,14 @@ def reference(config: Config, target: Target) -> list[dict[str, Any]]:
         flax_baseline.training_program(target.mesh, twin, base, rows),
         flax_baseline.training_arguments(target.mesh, twin, base, rows),
     )
-    blocks = [
-        flax_baseline.blocks_program(target.mesh, dtype, rows, ours) for ours in (True, False)
-    ]
+    blocks = functools.partial(flax_baseline.blocks_program, target.mesh, dtype, rows)
+    ours, masked, plain = blocks(ours=True), blocks(ours=True, masked=True), blocks(ours=False)
     # One at a time, so that the seconds can be compared.
-    pairs = largest, theirs, *blocks
-    return [_row(target, config, "reference", analyse(*each)) for each in pairs]
+    found = [
+        _row(target, config, "reference", analyse(*each))
+        for each in (largest, theirs, ours, plain, masked)
+    ]
+    return [*found, found[3]]
 
 
 def text(report: dict[str, Any]) -> str:
@@ -412,7 +416,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def reference_text(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of `reference` with the ratios of ours to flax's."""
-    lines = [_program_table(rows)]
+    lines = [_program_table(rows[:-1])]  # the last is there twice
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         if "failed" in ours or "failed" in theirs:
             lines += [f"failed: {row['failed']}" for row in (ours, theirs) if "failed" in row]

@@ -84,6 +84,8 @@ def parse(text: str) -> Target:
         UserError: if it names none that can be described.
     """
     kind, _, rest = text.partition(":")
+    # Nothing runs on an accelerator: without one, its plugin would only look for it in vain.
+    jax.config.update("jax_platforms", "cpu")
     if kind == "tpu" and ":" in rest:
         return _tpu(text, *rest.split(":", 1))
     if kind == "gpu" and rest:
@@ -109,7 +111,7 @@ def _tpu(text: str, kind: str, topology: str) -> Target:
     for side in sides:
         devices *= int(side)
     if importlib.util.find_spec("libtpu") is None:
-        missing = "libtpu is not installed; pip install 'drnet_jax[tpu-plan]' compiles the programs"
+        missing = "libtpu is not installed; pip install 'drnet_jax[tpu]' compiles the programs"
         return Target(text, "tpu", devices, -(-devices // 4), TPUS[kind], None, missing)
     # Else libtpu asks a metadata server, which only cloud machines have, who it is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

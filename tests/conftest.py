@@ -1,9 +1,12 @@
-"""Eight CPU devices for every test, and `--update-golden`."""
+"""Eight CPU devices for every test, and `--update-golden`.
+
+With TEST_PLATFORMS=cuda,cpu the tests run where that says (launch/gpu_check.sh does so).
+"""
 
 import os
 
 # Before anything imports jax.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORMS", "cpu")
 # The tests compile far more than they compute: unoptimised programs take a third off their time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -14,6 +17,8 @@ import jax
 import pytest
 from absl import flags
 
+# Accelerators would round the factors of products; references are in full float32.
+jax.config.update("jax_default_matmul_precision", "highest")
 # More programs in flight than cores can deadlock a collective.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 # Grain's worker processes read absl flags, which no test parses.

@@ -1,5 +1,6 @@
 """The benchmark through its command line, and the parts whose figures can be worked by hand."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -236,7 +237,7 @@ def test_deal_is_dealt_at_random():
 
 def forced_step(trainer, choice):
     fields = {field.name: getattr(trainer.step, field.name) for field in fields_of(trainer.step)}
-    return ForcedStep(**fields, choice=np.array(choice, np.int32))
+    return ForcedStep(**fields, choices=itertools.repeat(np.array(choice, np.int32)))
 
 
 def test_forced_step_is_a_finetuning_step_with_other_choices():
@@ -252,18 +253,18 @@ def test_forced_step_is_a_finetuning_step_with_other_choices():
     assert metrics["router_loss"] / 8 == pytest.approx(0.2 * over / 3_032_184_256)
     # Buckets of 1, 1 and 6, in multiples of 4; and the predictor ran, and learnt.
     assert {"route", "bucket 16px x4", "bucket 12px x4", "bucket 8px x8"} < set(trainer.announced)
-    assert trainer.step.padded == 1 - 8 / (4 + 4 + 8)
+    np.testing.assert_array_equal(metrics["slots"], [4, 4, 8])
     moved = jax.tree.map(lambda a, b: np.any(a != b), predictor, after.params["predictor"])
     assert moved["head"]["kernel"]
 
 
-def test_padding_follows_the_fullest_device():
-    # The first device holds 4 + 4 + 0 images, the second 0 + 3 + 5: sizes 4, 4 and 8 for both.
-    step = forced_step(Trainer(devices=2), [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2])
-    assert step.padded == 1 - 8 / (4 + 4 + 8)
-    # Never more than all of a device's images.
-    step = forced_step(Trainer(devices=2), [0, 0, 0, 0, 0, 0])
-    assert step.padded == 0
+def test_a_forced_step_counts_on_the_fullest_device():
+    # The first device holds 4 + 4 + 0 images, the second 0 + 3 + 5.
+    choice = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2], np.int32)
+    plan, counts = forced_step(Trainer(devices=2), choice).deal_out(choice.tobytes())
+    np.testing.assert_array_equal(counts, [4, 4, 5])
+    np.testing.assert_array_equal(plan.choice, choice)
+    np.testing.assert_array_equal(plan.counts, [[4, 4, 0], [0, 3, 5]])
 
 
 class Clock:

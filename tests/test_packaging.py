@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -214,6 +215,45 @@ def test_test_checks_style_then_behaviour(clone, torch, extras):
     assert clone.launch("test.sh", "-k", "a name", TORCH=torch) == [
         *installs(extras), "[-m][ruff][check][.]", "[-m][pytest][-k][a name]",
     ]
+
+
+def test_gpu_check_installs_tests_and_measures(clone):
+    check, tests, benchmark = clone.launch("gpu_check.sh", "--batch=64")[1:]
+    assert check.startswith("[-c]")
+    assert tests.startswith("[-m][pytest][-q][tests/test_norm.py]")
+    assert benchmark == (
+        "[-m][drnet_jax.benchmark][--config=configs/imagenet_resnet50.py][--batch=256]"
+        "[--dtypes=bfloat16,float32][--out=runs/gpu_check][--batch=64]"
+    )
+
+
+def test_gpu_check_on_the_cpu_with_tiny_networks(clone):
+    """The script as it is, but for the installation: tests, and a table of both types."""
+    program(clone.path / ".venv/bin/python", f"""
+        [[ $2 == pip ]] || exec '{sys.executable}' "$@"
+    """)
+    for name in ("drnet_jax", "configs", "tests"):
+        (clone.path / name).symlink_to(ROOT / name)
+    result = clone.run(
+        "a clone/launch/gpu_check.sh", "--batch=8", "--repeats=1", "--config.model.classes=3",
+        "--config.model.classifier=tests.tiny:TinyNet", "--config.model.width=4",
+        "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=4",
+        "--config.model.resolutions=(16, 8)", "--config.predictor.resolution=8",
+        JAX_PLATFORMS="cpu", TESTS="tests/test_buckets.py",
+        XLA_FLAGS="--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    out = clone.path / "runs/gpu_check"
+    assert "passed" in (out / "tests.txt").read_text()
+    reports = json.loads((out / "benchmark.json").read_text())
+    assert [report["config"]["model"]["dtype"] for report in reports] == ["bfloat16", "float32"]
+    assert reports[0]["config"]["batch_size"] == 8
+    table = (out / "benchmark.md").read_text()
+    assert "on 1 x cpu" in table  # the card's name
+    for dtype in ("bfloat16", "float32"):
+        for case in ("training, static", "training, dense", "training, bucketed",
+                     "inference, static", "inference, routed"):
+            assert f"| {dtype}, {case} | " in table
 
 
 def environment(clone: Clone, **variables: str) -> dict[str, str]:

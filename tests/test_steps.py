@@ -69,7 +69,7 @@ class Device:
 
     def bucket(self, index, size, batch, choice):
         def bucket(*args):
-            return steps.bucket(self.drnet, index, size, self.batch_size, 0.0, *args)
+            return steps.bucket(self.drnet, index, size, self.batch_size, 0.0, False, *args)
 
         return self._run(f"bucket {index} x{size}", bucket, batch, make_plan(choice))
 
@@ -483,7 +483,7 @@ def assert_moved(new, old):
          ["route", "bucket 16px x6", "bucket 12px x4", "update of stage 2"]),
         (functools.partial(uneven_run, "dense"), ["route", "dense", "update of stage 2"]),
         (pretrain_run,
-         ["begin", "bucket 16px x5", "bucket 12px x5", "bucket 8px x5", "update of stage 1"]),
+         ["begin", *(f"bucket {at}px x5 of stage 1" for at in RESOLUTIONS), "update of stage 1"]),
     ],
     ids=["selected", "dense", "pretrain"],
 )

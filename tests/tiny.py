@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn
 from flax import traverse_util
 
@@ -22,6 +23,7 @@ from drnet_jax.drnet import DRNet
 from drnet_jax.mesh import data_mesh, put_batch, replicated
 from drnet_jax.models.layers import Conv
 from drnet_jax.models.norm import BatchNorm
+from drnet_jax.models.resnet import Bottleneck, ResNet
 from drnet_jax.programs import Programs
 from drnet_jax.train.objectives import Gumbel, Objective
 from drnet_jax.train.sizes import Sizes
@@ -63,6 +65,8 @@ class TinyNet(nn.Module):
 
 
 TinyPredictor = functools.partial(TinyNet, layers=1)
+# With all that a ResNet-50 has: the stem, a bottleneck that strides, and its shortcut.
+TinyResNet = functools.partial(ResNet, blocks=(1, 1), block=Bottleneck)
 
 
 def tiny_config(overrides: dict[str, Any] | None = None) -> Config:
@@ -115,6 +119,9 @@ def random_batch(size: int, seed: int = 0, base: int = RESOLUTIONS[0]) -> dict[s
 
 
 def mesh_of(devices: int) -> jax.sharding.Mesh:
+    """A mesh of so many devices; on an accelerator with fewer (launch/gpu_check.sh), a skip."""
+    if devices > len(jax.devices()):
+        pytest.skip(f"needs {devices} devices, and here are {len(jax.devices())}")
     return data_mesh(jax.devices()[:devices])
 
 

@@ -149,17 +149,18 @@ class Step:
         return functools.cache(self._bucket_program)
 
     def _bucket_program(self, index: int, size: int) -> Program:
-        distillation = self.distillation if self.stage == "pretrain" else 0.0
+        whole = self.stage == "pretrain"
+        distillation = self.distillation if whole else 0.0
 
         def bucket(params, batch_stats, batch, plan, sums):
             global_batch = batch["label"].shape[0] * self.mesh.size
             return _to_global(steps.bucket(
-                self.drnet, index, size, global_batch, distillation,
+                self.drnet, index, size, global_batch, distillation, whole,
                 params, batch_stats, batch, plan, _to_local(sums),
             ))
 
         resolution = self.drnet.resolutions[index]
-        name = f"bucket {resolution}px x{size}" + (", distilling" if distillation else "")
+        name = f"bucket {resolution}px x{size}" + (" of stage 1" if whole else "")
         specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
         return Program.mapped(name, self.mesh, bucket, specs, SPLIT, donate=(4,))
 

@@ -110,7 +110,7 @@ def start(
 
 
 def bucket(
-    drnet: DRNet, index: int, size: int, global_batch: int, distillation: float,
+    drnet: DRNet, index: int, size: int, global_batch: int, distillation: float, whole: bool,
     params: Tree, batch_stats: Tree, batch: Tree, plan: Plan, sums: Sums,
 ) -> Sums:
     """Adds one bucket, padded to `size` rows, to the sums.
@@ -121,14 +121,16 @@ def bucket(
     Args:
         distillation: at resolutions other than the base, how much of the target is the base's
             answer to the same samples, which must have been run before, and not the label.
+        whole: whether it is known that no row is padding, so that nothing need be masked.
     """
-    order, real = plan.order[:, index], buckets.mask(plan.counts[0, index], size)
+    order = plan.order[:, index]
+    real = jnp.ones(size, bool) if whole else buckets.mask(plan.counts[0, index], size)
     rows = buckets.gather(batch, order, size)
     batch_size = batch["label"].shape[0]
 
     def loss_of(trainable: Tree, chosen: jax.Array):
         logits, moments = drnet.classify(
-            index, trainable, batch_stats, rows["image"], True, real
+            index, trainable, batch_stats, rows["image"], True, None if whole else real
         )
         each = losses.cross_entropy(chosen[:, None] * logits, rows["label"])
         if distillation and index > 0:

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Checks and measures this package on the GPU of this machine: the tests that need one device only,
+# and the benchmark in bfloat16 and float32. Results go to runs/gpu_check.
+#
+#   ./launch/gpu_check.sh [FLAGS OF drnet_jax.benchmark ...]
+#
+# Later flags override: --batch 64 for a small card, --config.KEY=VALUE for other networks.
+#   TESTS  the test files to run; default: those of what runs on a device
+#   PYTHON, VENV and JAX_PLATFORMS: as in setup.sh; JAX_PLATFORMS=cpu tries the script itself
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+launch/setup.sh dev
+out=runs/gpu_check
+tests=$(echo tests/test_{norm,layers,images,buckets,routing,resolutions,losses,models,steps}.py)
+mkdir -p "$out"
+
+# What stands in the way of a GPU is told here, not by the tests.
+"$python" -c 'import jax; print(*jax.devices(), sep="\n")' | tee "$out/devices.txt"
+# shellcheck disable=SC2086  # several files
+TEST_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} "$python" -m pytest -q ${TESTS:-$tests} \
+  | tee "$out/tests.txt"
+"$python" -m drnet_jax.benchmark --config=configs/imagenet_resnet50.py --batch=256 \
+  --dtypes=bfloat16,float32 --out="$out" "$@" | tee "$out/benchmark.txt"
+echo "Results: $out/benchmark.md, $out/benchmark.json, $out/tests.txt"

@@ -1,0 +1,88 @@
+"""Every program lowers for GPUs and TPUs, in the forms meant for them, on a host without either."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from drnet_jax.drnet import DRNet
+from drnet_jax.forms import traced_for
+from drnet_jax.inference import classify_program, scores_program
+from drnet_jax.programs import Programs
+from drnet_jax.resolutions import only
+from drnet_jax.train.objectives import Outcome
+from drnet_jax.train.sizes import Sizes
+from drnet_jax.train.state import create_state, make_optimizer
+from drnet_jax.train.step import Step
+from tests.tiny import OBJECTIVE, mesh_of, tiny_config
+
+# A bottleneck has 1x1 convolutions, the stem of the predictor 3 channels: both have forms for CPUs.
+CONFIG = tiny_config({
+    "model.classifier": "tests.tiny:TinyResNet", "model.width": 4, "model.resolutions": (32, 24),
+    "predictor.name": "convnet", "predictor.width": 2, "predictor.resolution": 16,
+    "model.dtype": "bfloat16", "pretrain.distillation": 0.5,
+})
+BATCH = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
+         "label": jax.ShapeDtypeStruct((8,), np.int32)}
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+OUTCOME = Outcome((100, 20), 60.0, 0.2)
+GUMBEL = dataclasses.replace(OBJECTIVE, costs=OUTCOME.costs)
+
+
+def programs(which):
+    """The programs of a stage, or of inference, with their arguments' shapes."""
+    drnet, mesh = DRNet.from_config(CONFIG, CONFIG.model.classes), mesh_of(1)
+    stage, objective, estimator = {
+        "pretrain": ("pretrain", OUTCOME, "selected"),
+        "outcome": ("finetune", OUTCOME, "selected"),
+        "gumbel": ("finetune", GUMBEL, "selected"),
+        "dense": ("finetune", GUMBEL, "dense"),
+        "inference": ("finetune", OUTCOME, "selected"),
+    }[which]
+    step = Step(
+        drnet=drnet, optimizer=make_optimizer(CONFIG, stage, 1), mesh=mesh, programs=Programs(),
+        stage=stage, estimator=estimator, sizes=Sizes(4, 0), objective=objective, distillation=0.5,
+    )
+    state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer), KEY)
+    if which != "inference":
+        return list(step.all_programs(state, BATCH, KEY, [[4], [8]]))
+    trees = state.params, state.batch_stats
+    predictor = [{"predictor": tree["predictor"]} for tree in trees]
+    return [
+        (scores_program(drnet, mesh, "outcome", 8), (*predictor, BATCH["image"])),
+        *(
+            (classify_program(drnet, mesh, index, 8),
+             (*(only(tree, key) for tree in trees), BATCH["image"]))
+            for index, key in enumerate(drnet.norm_keys)
+        ),
+    ]
+
+
+def lowered(which, *platforms):
+    """The programs as StableHLO text, by name, in the forms for the first of the platforms."""
+    with traced_for(platforms[0]):
+        return {
+            program.name: jax.export.export(program.jitted, platforms=platforms)(
+                *program.abstract(*arguments)).mlir_module()
+            for program, arguments in programs(which)
+        }
+
+
+@pytest.mark.parametrize("which", ["pretrain", "outcome", "gumbel", "dense", "inference"])
+def test_every_program_lowers_without_what_accelerators_lack(which):
+    for name, text in lowered(which, "tpu", "cuda").items():
+        assert "callback" not in text, name  # to Python, which has to be waited for
+        assert not re.search(r"\bf64\b|xf64>", text), name  # which TPUs lack
+
+
+def test_accelerators_convolve_and_the_cpu_multiplies():
+    def counts(platform):
+        text = lowered("inference", platform)["classify 32px x8"]
+        return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
+
+    # The stem, three and a shortcut a block, and the head. Six of them are 1x1.
+    assert counts("tpu") == counts("cuda") == (9, 1)
+    assert counts("cpu") == (3, 7)
