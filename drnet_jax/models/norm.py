@@ -75,16 +75,17 @@ def _moments(
     one that depended on x would keep the sums from being fused into the convolution that makes x.
     On the CPU nothing is fused, and a value of x itself is a good shift from the first step on.
     """
-    if mask is None:
-        mask = jnp.ones(x.shape[:1], bool)
-    real = mask.reshape(-1, *[1] * (x.ndim - 1))
-    count = jnp.sum(mask) * jnp.float32(math.prod(x.shape[1:-1]))
+    rows = x.shape[0] if mask is None else jnp.sum(mask)
+    count = jnp.float32(rows) * math.prod(x.shape[1:-1])
     shift = running_mean
     if on_cpu():
-        value = x[jnp.argmax(mask)].reshape(-1, x.shape[-1])[0].astype(jnp.float32)
+        first = 0 if mask is None else jnp.argmax(mask)
+        value = x[first].reshape(-1, x.shape[-1])[0].astype(jnp.float32)
         shift = jax.lax.stop_gradient(jnp.where(count > 0, value, running_mean))
-    # A select, not a product: padded rows may hold anything, even what overflows when squared.
-    shifted = jnp.where(real, x.astype(jnp.float32) - shift, 0)
+    shifted = x.astype(jnp.float32) - shift
+    if mask is not None:
+        # A select, not a product: padded rows may hold anything, even what overflows when squared.
+        shifted = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), shifted, 0)
     axes = tuple(range(x.ndim - 1))
     moments = {
         "sum": jnp.sum(shifted, axes),
