@@ -27,7 +27,7 @@ CURVE = flags.DEFINE_bool(
     "curve.csv and curve.png.",
 )
 WARM_UP = flags.DEFINE_bool(
-    "warm_up", None, "With --mode train: compile every program, at every size that a bucket can "
+    "warm-up", None, "With --mode train: compile every program, at every size that a bucket can "
     "have, before the first step.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
@@ -41,7 +41,7 @@ def main() -> None:
         join_hosts()
     if MODE.value == "eval":
         if WARM_UP.value is not None:
-            raise UserError("--warm_up: expected with --mode train only")
+            raise UserError("--warm-up: expected with --mode train only")
         evaluate_workdir(
             WORKDIR.value, CHECKPOINT.value, CONFIG(), BUDGET.value, bool(CURVE.value)
         )

@@ -92,7 +92,7 @@ IMPOSSIBLE = [
     ("router.objective", "argmax"), ("router.estimator", "dense"), ("router.exploration", -0.1),
     ("budget.target", -1.0), ("budget.target", 0.0),
     ("seed", -1), ("seed", 2**32),
-    ("batch_size", 0), ("bucket_multiple", 0), ("log_every", 0),
+    ("batch_size", 0), ("bucket_multiple", 0), ("bucket_lead", -1), ("log_every", 0),
     ("data.name", ""),
     ("data.crop_area", (0.0, 1.0)), ("data.crop_area", (0.5, 0.2)), ("data.crop_area", (0.5, 1.1)),
     ("data.crop_area", (0.5,)), ("data.crop_ratio", (-1.0, 1.0)), ("data.crop_ratio", (2.0, 1.0)),

@@ -59,19 +59,22 @@ def test_a_run_leaves_what_it_promises(finished):
     assert json.loads((finished / "config.json").read_text())["seed"] == 3
     assert list((finished / "tensorboard").glob("events*"))
     programs = [line["program"] for line in lines(finished) if line["kind"] == "compile"]
-    assert {"begin", "route", "bucket 32px x8"} <= set(programs)
+    assert {"begin", "bucket 32px x8 of stage 1", "route", "bucket 32px x8"} <= set(programs)
     steps = [line["step"] for line in lines(finished) if line["kind"] == "train"]
     assert steps == list(range(1, 37))
     last = [line for line in lines(finished) if line["kind"] == "train"][-1]
     assert last["stage"] == "finetune"
     np.testing.assert_allclose(sum(last["mix"].values()), 1, rtol=1e-6)
-    assert {"loss", "accuracy", "cost", "entropy", "images_per_second", "data_wait"} <= last.keys()
+    assert {"loss", "accuracy", "cost", "entropy", "padding", "images_per_second", "data_wait",
+            "compile_wait"} <= last.keys()
     checkpoints = open_existing(str(finished))
     # The latest three, the best (one of them or not) and the end of stage 1.
     assert {18, 32, 35, 36} - {35} <= set(checkpoints.steps())
     assert checkpoints.best() in checkpoints.steps()
     meta = checkpoints.meta(36)
     assert (meta.stage, meta.stage_end) == ("finetune", True)
+    assert meta.bucket_sizes["32"]["8"] == 0  # the whole batch is in use
+    assert checkpoints.meta(18).bucket_sizes == {}
     assert meta.classes == ("class0", "class1", "class2")
     assert meta.to_json()["preprocessing"]["resize"] == 37
     assert checkpoints.meta(18).stage == "pretrain"
@@ -151,6 +154,12 @@ def test_a_budget_out_of_reach_is_told_before_long_work(finished):
     assert out == ""
 
 
+def test_the_warm_up_is_refused_in_evaluation(finished):
+    status, _, err = commands.run("--mode", "eval", "--workdir", str(finished), "--warm-up")
+    assert status == 2
+    assert "--warm-up: expected with --mode train only" in err
+
+
 @pytest.mark.parametrize("flags", [("--budget=1",), ("--curve",)])
 def test_flags_of_the_evaluation_are_refused_in_training(tmp_path, flags):
     status, _, err = commands.run("--workdir", str(tmp_path / "run"), *flags)
@@ -173,6 +182,34 @@ def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
     checkpoints = open_existing(str(tmp_path))
     assert checkpoints.meta(checkpoints.latest()).stage == "finetune"
     checkpoints.close()
+
+
+def test_a_warm_up_compiles_all_of_training_before_its_first_step(images, tmp_path):
+    status, _, err = commands.run("--warm-up", *commands.arguments(
+        images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1, "bucket_lead": 0}))
+    assert status == 0, err
+    kinds = [(line["kind"], line.get("program")) for line in lines(tmp_path)]
+    first = [kind for kind, _ in kinds].index("train")
+    training = {
+        "begin", "route", "update of stage 1", "update of stage 2",
+        *(f"bucket {at}px x8 of stage 1" for at in (32, 24, 16)),
+        *(f"bucket {at}px x{size}" for at in (32, 24, 16) for size in (4, 8)),
+    }
+    assert {program for _, program in kinds[:first]} == training
+    assert not training & {program for _, program in kinds[first:]}
+    assert all(line["compile_wait"] == 0 for line in lines(tmp_path) if line["kind"] == "train")
+
+
+def test_new_bucket_sizes_compile_in_the_background(finished):
+    """Two steps after they are first wanted, as TINY says: in step 19, the first of stage 2, the
+    whole batch serves."""
+    of_stage_2 = [line for line in lines(finished) if line.get("stage") == "finetune"]
+    trained = [line for line in of_stage_2 if line["kind"] == "train"]
+    rows = [8 * sum(share > 0 for share in line["mix"].values()) for line in trained]
+    assert trained[0]["padding"] == pytest.approx(1 - 8 / rows[0])
+    assert min(line["padding"] for line in trained) < trained[0]["padding"]
+    programs = {line["program"] for line in lines(finished) if line["kind"] == "compile"}
+    assert any(name.endswith("px x4") for name in programs)
 
 
 def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from drnet_jax import buckets, flax_baseline, plan, target
+from drnet_jax import buckets, flax_baseline, plan, plan_programs, target
 from drnet_jax.analysis import Analysis, Failure, analyse
 from drnet_jax.cost import model_costs
 from drnet_jax.counting import variable_shapes
@@ -116,7 +116,7 @@ def test_the_largest_batch_is_where_the_memory_ends():
 
     # 100 bytes, and 50 a row: 18 rows fit into 1,000 bytes.
     devices = dataclasses.replace(described(), chip=dataclasses.replace(CHIP, memory=1000.0))
-    assert plan._largest_batch(devices, 8, bucket(500), bucket(300)) == 2 * 18
+    assert plan_programs._largest_batch(devices, 8, bucket(500), bucket(300)) == 2 * 18
 
 
 def test_what_does_not_fit_or_does_not_compile_is_said(compiled):
