@@ -28,7 +28,8 @@ def get_config(argument: str = "") -> ConfigDict:
             "classes": 0,  # number of classes; 0 takes what the data set says
             "resolutions": (224, 168, 112),  # candidates, largest (the base size) first
             "resolution_aware_norm": True,  # BatchNorms per resolution; False shares one set
-            "dtype": "float32",  # compute type; parameters, statistics and logits stay float32
+            # Parameters, sums of gradients, statistics and logits are float32 in any case.
+            "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
         },
         "predictor": {
             "name": "residual",  # a name in drnet_jax.models, or "package.module:function"
