@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from drnet_jax.benchmark_cases import cores
+from drnet_jax.errors import first_line
+from drnet_jax.machine import cores
 from drnet_jax.programs import Program
 
 
@@ -24,11 +25,6 @@ class Analysis:
     outputs: int  # bytes, less what takes the place of donated arguments
     temporaries: int  # bytes
     seconds: float  # that compiling took here, perhaps beside other programs
-
-    @property
-    def memory(self) -> int:
-        """Bytes that the device must hold at once to run it."""
-        return self.arguments + self.outputs + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +49,12 @@ def analyse_all(
     first: dict[str, tuple[Program, tuple[Any, ...]]] = {}
     for program, args in programs:
         first.setdefault(program.name, (program, args))
-    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(cores())
+    try:
         coming = {name: pool.submit(analyse, *each) for name, each in first.items()}
         return {name: future.result() for name, future in coming.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def analyse(program: Program, args: tuple[Any, ...]) -> Analysis | Failure:
@@ -64,7 +63,7 @@ def analyse(program: Program, args: tuple[Any, ...]) -> Analysis | Failure:
     try:
         compiled = program.jitted.lower(*program.abstract(*args)).compile()
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         print(f"FAILED {program.name}: {reason}", file=sys.stderr, flush=True)
         return Failure(program.name, reason)
     seconds = time.perf_counter() - began

@@ -47,7 +47,8 @@ from drnet_jax.data.loader import train_batches
 from drnet_jax.data.sources import open_source
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
-from drnet_jax.mesh import data_mesh
+from drnet_jax.machine import environment
+from drnet_jax.mesh import check_batch, data_mesh
 from drnet_jax.programs import Compilation, Programs
 from drnet_jax.text import short, table
 
@@ -83,10 +84,7 @@ def benchmark(
     costs.mean(mix, with_predictor=True)  # checks it
     sizes = {"training": config.batch_size, "inference": config.evaluation.batch_size}
     for size in sizes.values():
-        if size % mesh.size:
-            raise UserError(
-                f"--batch: expected a multiple of the {mesh.size} devices, received {size}"
-            )
+        check_batch(size, mesh.size)
     compiled: list[float] = []
 
     def announce(compilation: Compilation) -> None:
@@ -114,7 +112,7 @@ def benchmark(
     }
     rates = {key: timed.median for key, (_, timed) in found.items()}
     return {
-        "environment": cases.environment(mesh),
+        "environment": environment(mesh),
         "config": dataclasses.asdict(config),
         "mix": list(mix),
         "repeats": repeats,

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import os
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +16,7 @@ from drnet_jax.cost import TRAINING_PASSES, Costs
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference import Queues, Server
+from drnet_jax.machine import cores
 from drnet_jax.mesh import AXIS, per_device, put_batch, replicated
 from drnet_jax.programs import Programs
 from drnet_jax.timing import Case
@@ -26,12 +25,6 @@ from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState, make_optimizer
 from drnet_jax.train.step import Step
 from drnet_jax.train.steps import Plan, Sums, plan_of
-
-# What changes the speed of a run without being in its config.
-VARIABLES = (
-    "XLA_FLAGS", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_ARENA_MAX", "LD_PRELOAD", "OMP_NUM_THREADS",
-)
 
 STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
 STREAM = 12  # batches of a routed stream: enough for the queues to fill
@@ -245,29 +238,10 @@ def pytorch(
     yield Contestant("pytorch", len(images), infer, "inference", cost)
 
 
-def cores() -> int:
-    """CPU cores that this process may use, which is how many threads XLA starts on a CPU."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def draw(config: Config, batch_size: int) -> dict[str, np.ndarray]:
     """A batch of drawn images and labels, uint8 [B, H, W, 3] and int32 [B]."""
     random, base = np.random.default_rng(config.seed), config.model.resolutions[0]
     return {
         "image": random.integers(0, 256, (batch_size, base, base, 3), np.uint8),
         "label": random.integers(0, config.model.classes, batch_size, np.int32),
-    }
-
-
-def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Where a benchmark runs, for the record."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": mesh.devices.flat[0].device_kind,
-        "devices": mesh.size,
-        "cores": cores(),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

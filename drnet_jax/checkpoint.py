@@ -63,7 +63,7 @@ class Meta:
         return cls(
             stage=values["stage"], step=values["step"], stage_end=values["stage_end"],
             config=parse(values["config"]), classes=tuple(values["classes"]),
-            metrics=values["metrics"], bucket_sizes=values["bucket_sizes"],
+            metrics=values["metrics"], bucket_sizes=values.get("bucket_sizes", {}),
         )
 
 

@@ -103,7 +103,6 @@ class Config:
     seed: int
     batch_size: int
     bucket_multiple: int
-    bucket_lead: int
     log_every: int
     data: Data
     model: Model
@@ -115,6 +114,7 @@ class Config:
     evaluation: Evaluation
     checkpoint: Checkpoint
     budget: Budget = Budget()
+    bucket_lead: int = 0
 
     def to_json(self) -> str:
         """The effective config as text; `parse(json.loads(text))` gives it back."""

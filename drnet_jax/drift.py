@@ -17,12 +17,12 @@ import numpy as np
 from absl import flags
 
 from drnet_jax import cli
-from drnet_jax.benchmark_cases import STEPS_PER_EPOCH, ForcedStep, draw, environment
+from drnet_jax.benchmark_cases import STEPS_PER_EPOCH, ForcedStep, draw
 from drnet_jax.config import Config
 from drnet_jax.cost import model_costs, with_classes
 from drnet_jax.drnet import DRNet
-from drnet_jax.errors import UserError
-from drnet_jax.mesh import data_mesh, put_batch, replicated
+from drnet_jax.machine import environment
+from drnet_jax.mesh import check_batch, data_mesh, put_batch, replicated
 from drnet_jax.programs import Compilation, Programs
 from drnet_jax.text import table
 from drnet_jax.train.objectives import make_objective
@@ -58,11 +58,7 @@ def drift(config: Config, steps: int) -> dict[str, Any]:
         UserError: if the batch does not divide among the devices.
     """
     mesh, costs = data_mesh(), model_costs(config, config.model.classes)
-    if config.batch_size % mesh.size:
-        raise UserError(
-            f"--batch: expected a multiple of the {mesh.size} devices, received "
-            f"{config.batch_size}"
-        )
+    check_batch(config.batch_size, mesh.size)
     programs: list[dict[str, Any]] = []
     number = 0
 

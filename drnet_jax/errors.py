@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message says what was expected, what was received and what to do;
     the command line prints it without a traceback and exits with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of an error of a library, whose messages can be long, or empty."""
+    return (str(error) or repr(error)).splitlines()[0]

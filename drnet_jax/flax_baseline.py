@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from drnet_jax import images, losses
+from drnet_jax.counting import variable_shapes
 from drnet_jax.mesh import AXIS
 from drnet_jax.models.layers import Conv, conv_init
 from drnet_jax.models.norm import MOMENTS, BatchNorm
@@ -45,13 +46,18 @@ def flax_twin(network: ResNet) -> ResNet:
     return dataclasses.replace(network, conv=flax_conv, norm=FlaxBatchNorm)
 
 
-def training_program(mesh: Mesh, network: nn.Module, resolution: int, rows: int) -> Program:
-    """(params, batch_stats, images, labels, sums) -> sums: forward and backward, added in place.
+def training_program(
+    mesh: Mesh, network: nn.Module, resolution: int, rows: int
+) -> tuple[Program, tuple[Any, ...]]:
+    """Forward and backward of a batch, gradients and statistics added in place; and arguments.
 
     Args:
         network: whose layers keep their statistics themselves.
         resolution: of the images, uint8 [rows * devices, resolution, resolution, 3].
         rows: of one device.
+
+    Returns:
+        (params, batch_stats, images, labels, sums) -> sums, and the shapes of its arguments.
     """
     def train(params, batch_stats, batch, labels, sums):
         def loss_of(params):
@@ -67,27 +73,16 @@ def training_program(mesh: Mesh, network: nn.Module, resolution: int, rows: int)
 
     specs = (P(), P(), P(AXIS), P(AXIS), P(AXIS))
     name = f"flax layers, {resolution}px x{rows}"
-    return Program.mapped(name, mesh, train, specs, P(AXIS), donate=(4,))
-
-
-def training_arguments(
-    mesh: Mesh, network: nn.Module, resolution: int, rows: int
-) -> tuple[Any, ...]:
-    """The shapes of `training_program`'s arguments."""
-    variables = jax.eval_shape(
-        lambda: network.init(
-            jax.random.key(0), jnp.zeros((1, resolution, resolution, 3)), False
-        )
+    program = Program.mapped(name, mesh, train, specs, P(AXIS), donate=(4,))
+    variables, size = variable_shapes(network, resolution), rows * mesh.size
+    params, stats = variables["params"], variables["batch_stats"]
+    sums = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype),
+        {"grads": params, "stats": stats},
     )
-    size = rows * mesh.size
-    sums = {"grads": variables["params"], "stats": variables["batch_stats"]}
-    return (
-        variables["params"], variables["batch_stats"],
-        jax.ShapeDtypeStruct((size, resolution, resolution, 3), np.uint8),
-        jax.ShapeDtypeStruct((size,), np.int32),
-        jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), sums
-        ),
+    return program, (
+        params, stats, jax.ShapeDtypeStruct((size, resolution, resolution, 3), np.uint8),
+        jax.ShapeDtypeStruct((size,), np.int32), sums,
     )
 
 
@@ -132,8 +127,9 @@ def blocks_program(
 
     x = jax.ShapeDtypeStruct((rows * mesh.size, 56, 56, 256), dtype)
     mask = jax.ShapeDtypeStruct((rows * mesh.size,), bool)
-    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(
-        (1, 56, 56, 256), dtype), False))
+    variables = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((1, 56, 56, 256), dtype), False)
+    )
     name = f"three blocks of {'our' if ours else 'flax'} layers{', masked' if masked else ''}"
     program = Program.mapped(name, mesh, train, (P(), P(), P(AXIS), P(AXIS)), P(AXIS))
     return program, (variables["params"], variables["batch_stats"], x, mask)

@@ -27,8 +27,8 @@ CURVE = flags.DEFINE_bool(
     "curve.csv and curve.png.",
 )
 WARM_UP = flags.DEFINE_bool(
-    "warm-up", None, "With --mode train: compile every program, at every size that a bucket can "
-    "have, before the first step.",
+    "warm-up", None, "With --mode train: compile every program of training, at every size that a "
+    "bucket can have, before the first step.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of several hosts (TPU pods, Slurm, or the variables "

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drnet_jax.errors import UserError
 from drnet_jax.forms import traced_for_mesh
 
 AXIS = "data"
@@ -34,6 +35,15 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     # Auto: with explicit axis types the gradients of linen modules fail to trace.
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch(size: int, devices: int) -> None:
+    """Raises UserError unless a global batch of `size` can be split evenly over the devices."""
+    if size % devices:
+        raise UserError(
+            f"config.batch_size (or --batch): expected a multiple of the {devices} devices, "
+            f"received {size}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -20,23 +20,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import jax
 import numpy as np
 from absl import flags
 
 from drnet_jax import buckets, cli
-from drnet_jax.benchmark_cases import cores
 from drnet_jax.config import Config
 from drnet_jax.cost import TRAINING_PASSES, Costs, model_costs, parse_mix, with_classes
 from drnet_jax.data import transforms
 from drnet_jax.data.sources import open_source
-from drnet_jax.drnet import DRNet, Tree
+from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
-from drnet_jax.plan_programs import compiled, reference, state_of
+from drnet_jax.machine import cores
+from drnet_jax.mesh import check_batch
+from drnet_jax.plan_programs import bytes_of, compiled, exchanged, reference, state_of
 from drnet_jax.plan_text import reference_text, text
 from drnet_jax.target import Target, parse
+from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.sizes import PER_RESOLUTION
-from drnet_jax.train.state import STAGES, TrainState
+from drnet_jax.train.state import STAGES
 
 DECODE_SECONDS = 2.0  # that decoding is timed for
 
@@ -56,20 +57,22 @@ def plan(
 
     Returns:
         What `--json` prints: "devices", "config", "mix", "parameters", "multiply_adds",
-        "checkpoint_bytes", "exchanged_bytes" and "schedule" by stage, "decoding", "most_programs",
-        "programs" (None where there is no compiler, "missing" saying why) and "largest_batch".
+        "checkpoint_bytes", "exchanged_bytes" and "schedule" by stage, "utilisation", "decoding",
+        "most_programs", "programs" (None where there is no compiler, "missing" saying why) and
+        "largest_batch".
 
     Raises:
-        UserError: if the mix, the budget or the batch size will not do.
+        UserError: if the mix, the budget, the batch size or the number of images will not do.
     """
     costs = model_costs(config, config.model.classes)
     if mix is None:
         mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
     costs.mean(mix, with_predictor=True)  # checks it
-    if config.batch_size % target.devices:
+    check_batch(config.batch_size, target.devices)
+    make_objective(config, costs)  # checks the budget
+    if images is not None and images < config.batch_size:
         raise UserError(
-            f"--batch: expected a multiple of the {target.devices} devices, received "
-            f"{config.batch_size}"
+            f"--images: expected at least the batch of {config.batch_size}, received {images}"
         )
     drnet = DRNet.from_config(config, config.model.classes)
     states = {stage: state_of(config, drnet, stage) for stage in STAGES}
@@ -86,9 +89,9 @@ def plan(
                for size, count in zip(costs.resolutions, costs.classifier, strict=True)},
             "predictor": costs.predictor,
         },
-        "checkpoint_bytes": {stage: _bytes(state) for stage, state in states.items()},
+        "checkpoint_bytes": {stage: bytes_of(state) for stage, state in states.items()},
         "exchanged_bytes": {
-            stage: _bytes(_exchanged(state, stage)) for stage, state in states.items()
+            stage: bytes_of(exchanged(state, stage)) for stage, state in states.items()
         },
         "schedule": {
             stage: _schedule(config, target, costs, mix, utilisation, images, stage)
@@ -106,25 +109,15 @@ def plan(
     return report
 
 
-def _bytes(tree: Tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _exchanged(state: TrainState, stage: str) -> Tree:
-    """What a step's one all-reduce adds up: gradients and moments, of what the stage trains."""
-    trained = [*state.params] if stage == "finetune" else ["shared", "norms"]
-    gradients = {name: state.params[name] for name in trained}
-    moments = {name: state.batch_stats[name] for name in trained if name in state.batch_stats}
-    return gradients, moments  # two sums a channel, as many as statistics
-
-
 def _schedule(
     config: Config, target: Target, costs: Costs, mix: Sequence[float], utilisation: float,
     images: int | None, stage: str,
 ) -> dict[str, float | None]:
     """Multiply-adds of a training step, steps, and device-hours at the assumed utilisation."""
     forward = sum(costs.classifier)
-    if stage == "finetune":
+    if stage == "finetune" and config.router.estimator == "dense":
+        forward += costs.predictor
+    elif stage == "finetune":
         forward = costs.mean(mix, with_predictor=True)
     step = TRAINING_PASSES * forward * config.batch_size
     steps = None
@@ -157,7 +150,7 @@ def _decoding_rate(config: Config) -> float:
             count += 1
         return count
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         return sum(pool.map(decode, range(cores()))) / DECODE_SECONDS
 
 
@@ -211,8 +204,8 @@ if __name__ == "__main__":
         if BATCH.value:
             config = dataclasses.replace(config, batch_size=BATCH.value)
         if REFERENCE.value:
-            found = rows = reference(config, target)
-            told = reference_text(rows)
+            found = reference(config, target)
+            rows, told = [row for pair in found for row in pair], reference_text(found)
         else:
             found = plan(config, target, mix, UTILISATION.value, IMAGES.value or _images(config))
             rows, told = found["programs"] or [], text(found)

@@ -14,9 +14,10 @@ from drnet_jax import buckets, flax_baseline
 from drnet_jax.analysis import Analysis, Failure, analyse, analyse_all
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs, model_costs
-from drnet_jax.drnet import DRNet
+from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference import classify_program, scores_program
+from drnet_jax.mesh import check_batch
 from drnet_jax.models.resnet import ResNet
 from drnet_jax.programs import Program, Programs
 from drnet_jax.resolutions import only
@@ -35,6 +36,19 @@ def state_of(config: Config, drnet: DRNet, stage: str) -> TrainState:
     return jax.eval_shape(create, jax.random.key(0))
 
 
+def bytes_of(tree: Tree) -> int:
+    """Of all its arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def exchanged(state: TrainState, stage: str) -> Tree:
+    """What a step's one all-reduce adds up: gradients and moments, of what the stage trains."""
+    trained = [*state.params] if stage == "finetune" else ["shared", "norms"]
+    gradients = {name: state.params[name] for name in trained}
+    moments = {name: state.batch_stats[name] for name in trained if name in state.batch_stats}
+    return gradients, moments  # two sums a channel, as many as statistics
+
+
 def compiled(
     config: Config, target: Target, drnet: DRNet, costs: Costs, mix: Sequence[float],
     states: dict[str, TrainState],
@@ -42,7 +56,9 @@ def compiled(
     """What the compiler says: "programs", and the "largest_batch" that fits, None if not known."""
     local = config.batch_size // target.devices
     wanted = [
-        buckets.padded_size(math.ceil(share * local), config.bucket_multiple, local)
+        buckets.padded_size(
+            min(local, math.ceil(share / sum(mix) * local)), config.bucket_multiple, local
+        )
         for share in mix
     ]
     of_group = {
@@ -54,22 +70,48 @@ def compiled(
         for stage in STAGES
     }
     of_group["inference"] = list(_inference(config, target, drnet, states["finetune"]))
-    probe = []
+    # The largest bucket of stage 1 at half of its size.
+    half = []
     if target.chip and local > 1:
-        half = _batch(config, local // 2 * target.devices)
-        probe = list(_step(config, target, drnet, costs, "pretrain").all_programs(
-            states["pretrain"], half, None, []
+        half = list(_step(config, target, drnet, costs, "pretrain").all_programs(
+            states["pretrain"], _batch(config, local // 2 * target.devices), None, []
         ))[1:2]
-    found = analyse_all([*(each for group in of_group.values() for each in group), *probe])
+    found = analyse_all([*(each for group in of_group.values() for each in group), *half])
+
+    def resident(group: str, rows: int) -> int:
+        """Bytes that a device holds all the while: the state, sums, and this and the next batch."""
+        if group == "inference":
+            return bytes_of((states["finetune"].params, states["finetune"].batch_stats))
+        of_row = bytes_of(_batch(config, 1))
+        return bytes_of((states[group], exchanged(states[group], group))) + 2 * rows * of_row
+
     rows = [
-        _row(target, config, group, found[program.name])
+        _row(target, config, group, found[program.name], resident(group, local))
         for group, programs in of_group.items() for program, _ in programs
     ]
-    whole = found[of_group["pretrain"][1][0].name]
     largest = None
-    if probe and isinstance(whole, Analysis) and isinstance(found[probe[0][0].name], Analysis):
-        largest = _largest_batch(target, local, whole, found[probe[0][0].name])
-    return {"programs": rows, "largest_batch": largest}
+    if half:
+        whole, part = (
+            _row(target, config, "pretrain", found[program.name], resident("pretrain", size))
+            for program, size in ((of_group["pretrain"][1][0], local), (half[0][0], local // 2))
+        )
+        if "failed" not in whole | part:
+            largest = largest_batch(target.chip.memory, local, whole["memory"], part["memory"])
+    return {"programs": rows, "largest_batch": largest and largest * target.devices}
+
+
+def largest_batch(memory: float, rows: int, whole: int, half: int) -> int | None:
+    """The most rows of one device that fit its memory, what is needed being linear in them.
+
+    Args:
+        memory: bytes of the device.
+        rows: that need `whole` bytes; half of them, rounded down, need `half`.
+
+    Returns:
+        None if more rows do not need more.
+    """
+    each = (whole - half) / (rows - rows // 2)
+    return max(0, math.floor((memory - whole) / each) + rows) if each > 0 else None
 
 
 def _batch(config: Config, size: int) -> Batch:
@@ -103,9 +145,9 @@ def _inference(
 
 
 def _row(
-    target: Target, config: Config, group: str, found: Analysis | Failure
+    target: Target, config: Config, group: str, found: Analysis | Failure, resident: int = 0
 ) -> dict[str, Any]:
-    """A program of the report; "bound_seconds" is the roofline's."""
+    """A program of the report; "bound_seconds" is the roofline's, "memory" what a device needs."""
     if isinstance(found, Failure):
         return {"group": group, "name": found.name, "failed": found.reason}
     chip, bound = target.chip, None
@@ -114,31 +156,27 @@ def _row(
             (found.flops or 0) / chip.flops[config.model.dtype],
             found.bytes_moved / chip.bandwidth,
         )
+    memory = max(resident, found.arguments) + found.outputs + found.temporaries
     return {
-        "group": group, **dataclasses.asdict(found), "memory": found.memory,
-        "fits": chip and found.memory <= chip.memory, "bound_seconds": bound,
+        "group": group, **dataclasses.asdict(found), "memory": memory,
+        "fits": chip and memory <= chip.memory, "bound_seconds": bound,
     }
 
 
-def _largest_batch(target: Target, local: int, whole: Analysis, half: Analysis) -> int:
-    """The largest global batch that fits, the memory of the largest bucket being linear in it."""
-    each = (whole.memory - half.memory) / (local - local // 2)
-    fixed = whole.memory - each * local
-    return max(0, math.floor((target.chip.memory - fixed) / each)) * target.devices
-
-
-def reference(config: Config, target: Target) -> list[dict[str, Any]]:
+def reference(config: Config, target: Target) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Our layers beside flax's: the largest bucket of stage 1, and three blocks of a ResNet-50.
 
     Returns:
-        As in a plan's "programs", each of ours followed by flax's: the bucket, the blocks, and the
-        blocks with padded rows masked.
+        Pairs of ours and flax's, each as one of a plan's "programs": the bucket, the blocks, and
+        the blocks with padded rows masked.
 
     Raises:
-        UserError: if there is no compiler for the devices, or the network is not one of ours.
+        UserError: if there is no compiler for the devices, they cannot share the batch evenly, or
+            the network is not one of ours.
     """
     if target.mesh is None:
         raise UserError(f"--reference: {target.missing}")
+    check_batch(config.batch_size, target.devices)
     drnet = DRNet.from_config(config, config.model.classes)
     if not isinstance(drnet.classifier, ResNet):
         raise UserError(
@@ -146,21 +184,20 @@ def reference(config: Config, target: Target) -> list[dict[str, Any]]:
             f"received {config.model.classifier!r}"
         )
     costs, rows = model_costs(config, config.model.classes), config.batch_size // target.devices
-    base, dtype = config.model.resolutions[0], jnp.dtype(config.model.dtype)
     step = _step(config, target, drnet, costs, "pretrain")
     _, largest, *_ = step.all_programs(
         state_of(config, drnet, "pretrain"), _batch(config, config.batch_size), None, []
     )
-    twin = flax_baseline.flax_twin(drnet.classifier)
-    theirs = (
-        flax_baseline.training_program(target.mesh, twin, base, rows),
-        flax_baseline.training_arguments(target.mesh, twin, base, rows),
+    twin = flax_baseline.training_program(
+        target.mesh, flax_baseline.flax_twin(drnet.classifier), config.model.resolutions[0], rows
     )
-    blocks = functools.partial(flax_baseline.blocks_program, target.mesh, dtype, rows)
-    ours, masked, plain = blocks(ours=True), blocks(ours=True, masked=True), blocks(ours=False)
+    blocks = functools.partial(
+        flax_baseline.blocks_program, target.mesh, jnp.dtype(config.model.dtype), rows
+    )
     # One at a time, so that the seconds can be compared.
-    found = [
-        _row(target, config, "reference", analyse(*each))
-        for each in (largest, theirs, ours, plain, masked)
-    ]
-    return [*found, found[3]]
+    bucket, bucket_of_flax, ours, of_flax, masked = (
+        _row(target, config, "reference", analyse(*each)) for each in (
+            largest, twin, blocks(ours=True), blocks(ours=False), blocks(ours=True, masked=True)
+        )
+    )
+    return [(bucket, bucket_of_flax), (ours, of_flax), (masked, of_flax)]

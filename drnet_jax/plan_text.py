@@ -9,7 +9,7 @@ from drnet_jax.text import short, table
 def text(report: dict[str, Any]) -> str:
     """The report as tables."""
     config, devices, held = report["config"], report["devices"], report["parameters"]
-    model, chip = config["model"], devices["memory"]
+    model, memory = config["model"], devices["memory"]
     mix = "/".join(f"{100 * share:.3g}" for share in report["mix"])
     sections = [
         f"{model['classifier']} of width {model['width']}, {model['dtype']}, batch "
@@ -40,8 +40,9 @@ def text(report: dict[str, Any]) -> str:
         sections[-1] += f"; here a program takes {mean:.1f} s on average"
     sections.append(_program_table(programs))
     sections.append(
-        "By the compiler, for one device; memory is what it must hold at once"
-        + (f", of {chip / 1e9:.0f} GB" if chip else "")
+        "By the compiler, for one device; memory is what it must hold at once, the state of the "
+        "run included"
+        + (f", of {memory / 1e9:.0f} GB" if memory else "")
         + ". Bounds follow from the maker's figures: no device was timed."
     )
     if report["largest_batch"] is not None:
@@ -100,10 +101,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def reference_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `reference` with the ratios of ours to flax's."""
-    lines = [_program_table(rows[:-1])]  # the last is there twice
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+def reference_text(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """The pairs of `reference`, with the ratios of ours to flax's."""
+    rows = {row["name"]: row for pair in pairs for row in pair}
+    lines = [_program_table(list(rows.values()))]
+    for ours, theirs in pairs:
         if "failed" in ours or "failed" in theirs:
             lines += [f"failed: {row['failed']}" for row in (ours, theirs) if "failed" in row]
             continue

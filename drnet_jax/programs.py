@@ -56,12 +56,11 @@ class Compilation:
     name: str
     seconds: float  # that it took
     waited: float  # seconds for which whoever wanted to run it had to wait
+    background: bool  # whether it was compiled beside other work
 
     def __str__(self) -> str:
         text = f"compiled {self.name} in {self.seconds:.1f} s"
-        if self.waited >= self.seconds:
-            return text
-        return f"{text}, in the background ({self.waited:.1f} s waited for)"
+        return text + f", in the background ({self.waited:.1f} s waited)" * self.background
 
 
 class Programs:
@@ -72,12 +71,12 @@ class Programs:
     """
 
     def __init__(self, announce: Callable[[Compilation], None] = lambda compilation: None):
-        """`announce` is called once a program, when it is first run."""
+        """`announce` is called once a program, when it is first asked for and there."""
         self.compiled: dict[str, jax.stages.Compiled] = {}
         self.waited = 0.0  # seconds, in all, for programs to be compiled
         self._announce = announce
         self._coming: dict[str, concurrent.futures.Future] = {}
-        # One thread: programs come in the order in which they were asked for, on every host alike.
+        # One thread: the compiler has several, and the device's host has other work.
         self._background = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
     def run(self, program: Program, *args: Any) -> Any:
@@ -88,14 +87,16 @@ class Programs:
         """The program compiled for arguments like these, which may hold data or be shapes only."""
         if program.name not in self.compiled:
             began = time.perf_counter()
-            if program.name in self._coming:
-                compiled, seconds = self._coming.pop(program.name).result()
-            else:
-                compiled, seconds = _compile(program, program.abstract(*args))
+            coming = self._coming.pop(program.name, None)
+            # One that is still waiting its turn is compiled here at once.
+            background = coming is not None and not coming.cancel()
+            compiled, seconds = (
+                coming.result() if background else _compile(program, program.abstract(*args))
+            )
             self.compiled[program.name] = compiled
             waited = time.perf_counter() - began
             self.waited += waited
-            self._announce(Compilation(program.name, seconds, waited))
+            self._announce(Compilation(program.name, seconds, waited, background))
         return self.compiled[program.name]
 
     def prepare(self, program: Program, *args: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 from typing import Any
 
@@ -9,10 +10,13 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import UserError, first_line
 from drnet_jax.mesh import data_mesh
 
 FORMS = "tpu:TYPE:TOPOLOGY such as tpu:v5e:4x4, gpu:N, gpu:TYPE:N such as gpu:h100:8, or cpu:N"
+
+
+CHIPS, CARDS = 4, 8  # that a host has, where nobody says how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +111,11 @@ def _tpu(text: str, kind: str, topology: str) -> Target:
     sides = topology.split("x")
     if not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise UserError(f"--devices: expected a topology such as 4x4, received {topology!r}")
-    devices = 2 if kind == "tpu7x" else 1  # of a chip
-    for side in sides:
-        devices *= int(side)
+    chips = math.prod(map(int, sides))
     if importlib.util.find_spec("libtpu") is None:
         missing = "libtpu is not installed; pip install 'drnet_jax[tpu]' compiles the programs"
-        return Target(text, "tpu", devices, -(-devices // 4), TPUS[kind], None, missing)
+        devices = 2 * chips if kind == "tpu7x" else chips
+        return Target(text, "tpu", devices, -(-chips // CHIPS), TPUS[kind], None, missing)
     # Else libtpu asks a metadata server, which only cloud machines have, who it is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     found = _describe(text, platform="tpu", topology_name=f"{kind}:{topology}")
@@ -124,7 +127,7 @@ def _gpu(text: str, kind: str, number: str) -> Target:
     count = _count(text, number)
     if kind and kind not in GPUS:
         raise UserError(f"--devices: expected a GPU of {', '.join(GPUS)}, received {kind!r}")
-    target = Target(text, "gpu", count, 1, GPUS.get(kind), None, "")
+    target = Target(text, "gpu", count, -(-count // CARDS), GPUS.get(kind), None, "")
     if kind not in GPU_TARGETS:
         named = ", ".join(f"gpu:{name}:N" for name in GPU_TARGETS)
         return dataclasses.replace(target, missing=f"programs are compiled for {named} only")
@@ -149,7 +152,7 @@ def _describe(text: str, **description: Any) -> list[jax.Device]:
     try:
         return topologies.get_topology_desc(**description).devices
     except Exception as error:  # each plugin has errors of its own
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"--devices: expected devices that XLA can describe, received {text!r} ({reason})"
+            f"--devices: expected devices that XLA can describe, received {text!r} "
+            f"({first_line(error)})"
         ) from error

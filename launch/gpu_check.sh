@@ -8,6 +8,8 @@
 #   TESTS  the test files to run; default: those of what runs on a device
 #   PYTHON, VENV and JAX_PLATFORMS: as in setup.sh; JAX_PLATFORMS=cpu tries the script itself
 set -euo pipefail
+# Left to itself, JAX would check the CPU where it finds no GPU.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 launch/setup.sh dev
@@ -15,11 +17,11 @@ out=runs/gpu_check
 tests=$(echo tests/test_{norm,layers,images,buckets,routing,resolutions,losses,models,steps}.py)
 mkdir -p "$out"
 
-# What stands in the way of a GPU is told here, not by the tests.
 "$python" -c 'import jax; print(*jax.devices(), sep="\n")' | tee "$out/devices.txt"
 # shellcheck disable=SC2086  # several files
-TEST_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} "$python" -m pytest -q ${TESTS:-$tests} \
-  | tee "$out/tests.txt"
+TEST_PLATFORMS=$JAX_PLATFORMS "$python" -m pytest -q ${TESTS:-$tests} \
+  | tee "$out/tests.txt" || failed=$?  # and measure all the same
 "$python" -m drnet_jax.benchmark --config=configs/imagenet_resnet50.py --batch=256 \
   --dtypes=bfloat16,float32 --out="$out" "$@" | tee "$out/benchmark.txt"
 echo "Results: $out/benchmark.md, $out/benchmark.json, $out/tests.txt"
+exit "${failed:-0}"

@@ -4,13 +4,13 @@
 #   TPU_NAME=NAME ZONE=ZONE ./launch/tpu.sh --config configs/NAME.py --workdir DIR [...]
 #
 #   TPU_NAME  the TPU VM
-#   ZONE      its zone, such as us-central2-b
+#   ZONE      its zone, such as us-west4-a
 #   PROJECT   its Google Cloud project; default: gcloud's own
 #
 # Make one first, for example (other types: https://cloud.google.com/tpu/docs/jax-pods)
 #
 #   gcloud compute tpus tpu-vm create "$TPU_NAME" --zone="$ZONE" \
-#     --accelerator-type=v4-32 --version=tpu-ubuntu2204-base
+#     --accelerator-type=v5litepod-16 --version=tpu-ubuntu2204-base
 #
 # The files of the commit at HEAD go to ~/drnet_jax on each worker, and train.sh runs there with
 # the arguments given here. DIR, and the data set's directory, must be the same directory on every

@@ -196,7 +196,7 @@ def test_bad_mix(mix):
 
 
 def test_batch_that_does_not_split():
-    with pytest.raises(UserError, match=r"--batch: expected a multiple of the 8 devices.* 12"):
+    with pytest.raises(UserError, match=r"--batch\): expected a multiple of the 8 devices.* 12"):
         run(batch_size=12)
 
 

@@ -67,6 +67,20 @@ def test_the_background_compiles_while_another_program_runs(programs):
     assert [compilation.name for compilation in programs.announced] == ["quick", "slow"]
 
 
+def test_a_program_whose_turn_has_not_come_is_compiled_here(programs):
+    gate = threading.Event()
+    slow, _ = doubling("slow", gate)
+    wanted, traced = doubling("wanted")
+    programs.prepare(slow, ROWS)
+    programs.prepare(wanted, ROWS)
+    np.testing.assert_array_equal(programs.run(wanted, ROWS), 2 * ROWS)  # and the gate is shut
+    assert traced == [threading.current_thread().name]
+    assert [(each.name, each.background) for each in programs.announced] == [("wanted", False)]
+    gate.set()
+    programs.run(slow, ROWS)
+    assert programs.announced[1].background
+
+
 def test_an_error_in_the_background_is_that_of_who_wants_the_program(programs):
     def fail(x):
         raise ValueError("no such program")

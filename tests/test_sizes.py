@@ -30,7 +30,7 @@ def test_without_a_lead_every_bucket_has_the_size_that_it_wants():
 def test_what_is_to_be_compiled_ahead_is_what_is_in_use_or_will_be():
     sizes = Sizes(4, lead=5)
     sizes.advance([5, 0, 11], 16)
-    assert set(sizes.ahead()) == {(0, 16), (0, 8), (2, 16), (2, 12)}
+    assert set(sizes.ahead()) == {(0, 16), (1, 16), (2, 16), (0, 8), (2, 12)}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 7])
@@ -60,9 +60,22 @@ def test_sizes_hold_their_buckets_and_are_few_whatever_the_mix_does(resolutions)
     assert len(seen) <= len(sizes.left) <= PER_RESOLUTION * resolutions
 
 
-def test_another_batch_size_uses_none_of_the_larger_sizes():
-    sizes = Sizes(4, lead=0, left={(0, 32): 0, (0, 24): 0})
-    assert sizes.advance([16], 16) == [16]
+def test_on_more_devices_the_sizes_of_the_larger_batch_are_forgotten():
+    left = {(index, size): 0 for index in range(3) for size in (8, 32, 64, 96, 128, 160, 256)}
+    sizes = Sizes(8, lead=2, left=left)
+    assert sizes.advance([10, 8, 14], 32) == [32, 8, 32]
+    assert {size for _, size in sizes.ahead()} == {8, 16, 32}
+    sizes.advance([10, 8, 14], 32)
+    assert sizes.advance([10, 8, 14], 32) == [16, 8, 16]
+
+
+def test_a_resolution_that_nobody_chose_is_compiled_ahead_and_counted():
+    random, sizes = np.random.default_rng(0), Sizes(8, lead=1)
+    for _ in range(200):
+        sizes.advance([*random.multinomial(128, random.dirichlet([1, 1])).tolist(), 0], 128)
+        assert (2, 128) in sizes.ahead()
+    assert len(sizes.left) == PER_RESOLUTION * 3
+    assert sizes.advance([0, 0, 5], 128) == [0, 0, 128]
 
 
 @pytest.mark.parametrize(("limit", "multiple", "expected"), [

@@ -64,7 +64,7 @@ def test_rewinding_drops_later_and_broken_lines(tmp_path, cut):
     log = Telemetry(str(tmp_path))
     for step in (1, 2, 3):
         log.write("train", step, {"loss": 1.0})
-    log.compiled(Compilation("bucket 32px x8", 0.5, 0.5))
+    log.compiled(Compilation("bucket 32px x8", 0.5, 0.5, False))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(cut)
     log.rewind(2)
@@ -77,15 +77,15 @@ def test_rewinding_drops_later_and_broken_lines(tmp_path, cut):
 
 def test_a_compilation_is_recorded(tmp_path, capsys):
     log = Telemetry(str(tmp_path))
-    log.compiled(Compilation("route", 1.5, 1.5))
-    log.compiled(Compilation("bucket 32px x8", 2.5, 0.25))
+    log.compiled(Compilation("route", 1.5, 1.5, False))
+    log.compiled(Compilation("bucket 32px x8", 2.5, 0.25, True))
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["program"], line["seconds"], line["waited"]) for line in lines] == [
         ("compile", "route", 1.5, 1.5), ("compile", "bucket 32px x8", 2.5, 0.25)]
     assert capsys.readouterr().out.splitlines() == [
         "compiled route in 1.5 s",
-        "compiled bucket 32px x8 in 2.5 s, in the background (0.2 s waited for)",
+        "compiled bucket 32px x8 in 2.5 s, in the background (0.2 s waited)",
     ]
 
 

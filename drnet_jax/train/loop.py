@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from drnet_jax.data.sources import Source, open_source, resolve_classes
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference import Server
-from drnet_jax.mesh import data_mesh, put_batch, replicated
+from drnet_jax.mesh import check_batch, data_mesh, put_batch, replicated
 from drnet_jax.policies import GIGA
 from drnet_jax.programs import Programs
 from drnet_jax.telemetry import HINT, Telemetry, Window
@@ -48,10 +48,17 @@ class Run:
     telemetry: Telemetry
     programs: Programs  # of training
     evaluation_programs: Programs
+    warm_up: bool  # whether all bucket sizes are compiled, and in use, from the start
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.train_source) // self.config.batch_size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All sizes that a bucket can have."""
+        local = self.config.batch_size // self.mesh.size
+        return buckets.sizes(local, self.config.bucket_multiple)
 
     def first_step(self, stage: str) -> int:
         """The step, counted over the run, at which a stage begins."""
@@ -69,7 +76,8 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
     Args:
         config: what to train, and how.
         workdir: where checkpoints and metrics go.
-        warm_up: whether to compile every program that can come up before the first step.
+        warm_up: whether to compile every program of training before the first step, and to use all
+            bucket sizes from there on (which a run that goes on from here does, too).
 
     Raises:
         UserError: if data, checkpoints or devices do not fit the config (before anything is
@@ -95,7 +103,7 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
             workdir, config.checkpoint.keep,
             (config.pretrain.epochs * (len(train_source) // config.batch_size),), cleanup=True,
         ),
-        telemetry, Programs(telemetry.compiled), Programs(telemetry.compiled),
+        telemetry, Programs(telemetry.compiled), Programs(telemetry.compiled), warm_up,
     )
     newest = _newest(run, workdir)
     if jax.process_index() == 0:
@@ -103,8 +111,8 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
     telemetry.rewind(newest.step if newest else 0)
 
     try:
-        if warm_up:
-            _warm_up(run)
+        if run.warm_up:
+            _warm_up(run, STAGES[STAGES.index(newest.stage) if newest else 0 :])
         state = None if newest else _starting_point(run)
         for stage in STAGES:
             if getattr(config, stage).epochs == 0:
@@ -115,18 +123,14 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
             newest = None
         run.checkpoints.wait()
     finally:
-        for programs in (run.programs, run.evaluation_programs):
-            programs.close()
         telemetry.close()
         run.checkpoints.close()
+        # Last, as it may have to wait for the compiler.
+        run.programs.close()
 
 
 def _check_batch(config: Config, mesh: Mesh, images: int) -> None:
-    if config.batch_size % mesh.size:
-        raise UserError(
-            f"config.batch_size: expected a multiple of the {mesh.size} devices, received "
-            f"{config.batch_size}"
-        )
+    check_batch(config.batch_size, mesh.size)
     if config.batch_size > images:
         raise UserError(
             f"config.batch_size: expected at most the {images} training images, received "
@@ -219,6 +223,8 @@ def _make_step(run: Run, stage: str, bucket_sizes: dict[str, dict[str, int]]) ->
         (resolutions.index(resolution), int(size)): steps
         for resolution, sizes in bucket_sizes.items() for size, steps in sizes.items()
     }
+    if run.warm_up:
+        left |= {(index, size): 0 for index in range(len(resolutions)) for size in run.sizes}
     return Step(
         drnet=run.drnet, optimizer=make_optimizer(config, stage, run.steps_per_epoch),
         mesh=run.mesh, programs=run.programs, stage=stage, estimator=config.router.estimator,
@@ -227,23 +233,22 @@ def _make_step(run: Run, stage: str, bucket_sizes: dict[str, dict[str, int]]) ->
     )
 
 
-def _warm_up(run: Run) -> None:
-    """Compiles every program of both stages, at every size that a bucket can have."""
+def _warm_up(run: Run, stages: Sequence[str]) -> None:
+    """Compiles every training program of some stages, at every size that a bucket can have."""
     config, base = run.config, run.config.model.resolutions[0]
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, base, base, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sizes = buckets.sizes(config.batch_size // run.mesh.size, config.bucket_multiple)
-    for stage in STAGES:
+    for stage in stages:
         if getattr(config, stage).epochs:
             step = _make_step(run, stage, {})
             state = jax.eval_shape(
                 functools.partial(create_state, run.drnet, step.optimizer), key
             )
             for program, arguments in step.all_programs(
-                state, batch, key, [sizes] * len(config.model.resolutions)
+                state, batch, key, [run.sizes] * len(config.model.resolutions)
             ):
                 run.programs.compile(program, *arguments)
 

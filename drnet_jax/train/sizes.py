@@ -37,7 +37,12 @@ class Sizes:
             counts: int [R], samples in each bucket, the largest of any device.
             limit: samples of a device's batch.
         """
-        self.left = {size: max(steps - 1, 0) for size, steps in self.left.items()}
+        whole = {(index, limit): 0 for index in range(len(counts))}
+        # After a change of devices some sizes may be of a larger batch.
+        self.left = whole | {
+            (index, size): max(steps - 1, 0)
+            for (index, size), steps in self.left.items() if size <= limit
+        }
         return [
             self._size(index, int(count), limit, PER_RESOLUTION * len(counts)) if count else 0
             for index, count in enumerate(counts)
@@ -55,11 +60,10 @@ class Sizes:
         return found
 
     def _size(self, index: int, count: int, limit: int, most: int) -> int:
-        self.left.setdefault((index, limit), 0)
         wanted = buckets.padded_size(count, self._multiple, limit)
         if len(self.left) < most:
             self.left.setdefault((index, wanted), self._lead)
         return min(
             size for (at, size), steps in self.left.items()
-            if at == index and count <= size <= limit and steps == 0
+            if at == index and size >= count and steps == 0
         )
