@@ -7,6 +7,8 @@ few programs are compiled; padding repeats real rows, and a mask tells them apar
 import jax
 import jax.numpy as jnp
 
+SIZES = 7  # of one resolution's buckets, at most
+
 
 def plan(choice: jax.Array, resolutions: int) -> tuple[jax.Array, jax.Array]:
     """Sorts a device's samples by chosen resolution.
@@ -34,15 +36,17 @@ def everyone(batch: int, resolutions: int) -> tuple[jax.Array, jax.Array]:
 def sizes(limit: int, multiple: int) -> tuple[int, ...]:
     """The static sizes to which buckets of at most `limit` samples are padded, smallest first.
 
-    From `limit` down each is four fifths of the one above, to the nearest multiple of `multiple`:
-    a tenth of a bucket is padding on average, and there are few sizes, for each of which a program
-    is compiled.
+    From `limit` down each is a share of the one above, to the nearest multiple of `multiple`: four
+    fifths, so that a tenth of a bucket is padding on average, or the largest share that makes no
+    more than SIZES of them. For each a program is compiled.
     """
-    steps = -(-limit // multiple)
-    found = [limit]
-    while steps > 1:
-        steps = min(round(0.8 * steps), steps - 1)
-        found.append(multiple * steps)
+    for percent in range(80, 0, -1):
+        steps, found = -(-limit // multiple), [limit]
+        while steps > 1:
+            steps = max(1, min(round(steps * percent / 100), steps - 1))
+            found.append(multiple * steps)
+        if len(found) <= SIZES:
+            break
     return tuple(reversed(found))
 
 

@@ -36,7 +36,6 @@ from drnet_jax.plan_programs import bytes_of, compiled, exchanged, reference, st
 from drnet_jax.plan_text import reference_text, text
 from drnet_jax.target import Target, parse
 from drnet_jax.train.objectives import make_objective
-from drnet_jax.train.sizes import PER_RESOLUTION
 from drnet_jax.train.state import STAGES
 
 DECODE_SECONDS = 2.0  # that decoding is timed for
@@ -158,7 +157,7 @@ def _most_programs(config: Config, target: Target, costs: Costs) -> dict[str, in
     """How many programs a run can come to compile."""
     resolutions = len(costs.resolutions)
     sizes = len(buckets.sizes(config.batch_size // target.devices, config.bucket_multiple))
-    bucketed = min(sizes, PER_RESOLUTION) * resolutions
+    bucketed = sizes * resolutions
     return {
         "pretrain": 2 + resolutions,
         "finetune": 2 + (1 if config.router.estimator == "dense" else bucketed),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from drnet_jax import buckets
-from drnet_jax.train.sizes import PER_RESOLUTION, Sizes
+from drnet_jax.train.sizes import Sizes
 
 
 def test_a_size_comes_into_use_after_the_lead_and_the_next_larger_serves_until_then():
@@ -57,7 +57,7 @@ def test_sizes_hold_their_buckets_and_are_few_whatever_the_mix_does(resolutions)
         assert all(size >= count for size, count in zip(found, counts, strict=True))
         assert [size == 0 for size in found] == [count == 0 for count in counts]
         seen |= {(index, size) for index, size in enumerate(found) if size}
-    assert len(seen) <= len(sizes.left) <= PER_RESOLUTION * resolutions
+    assert len(seen) <= len(sizes.left) <= buckets.SIZES * resolutions
 
 
 def test_on_more_devices_the_sizes_of_the_larger_batch_are_forgotten():
@@ -74,12 +74,13 @@ def test_a_resolution_that_nobody_chose_is_compiled_ahead_and_counted():
     for _ in range(200):
         sizes.advance([*random.multinomial(128, random.dirichlet([1, 1])).tolist(), 0], 128)
         assert (2, 128) in sizes.ahead()
-    assert len(sizes.left) == PER_RESOLUTION * 3
+    assert len(sizes.left) <= 2 * buckets.SIZES + 1
     assert sizes.advance([0, 0, 5], 128) == [0, 0, 128]
 
 
 @pytest.mark.parametrize(("limit", "multiple", "expected"), [
-    (128, 8, (8, 16, 24, 32, 40, 48, 64, 80, 104, 128)),
+    (128, 8, (8, 16, 24, 40, 56, 88, 128)),  # 4/5 would make ten
+    (1024, 8, (8, 24, 56, 120, 248, 504, 1024)),
     (192, 32, (32, 64, 96, 128, 160, 192)),
     (30, 8, (8, 16, 24, 30)),
     (8, 8, (8,)),
@@ -90,8 +91,17 @@ def test_the_grid_of_sizes(limit, multiple, expected):
     assert buckets.sizes(limit, multiple) == expected
 
 
-def test_a_tenth_of_a_bucket_is_padding_on_average():
-    counts = np.exp(np.linspace(np.log(32), np.log(256), 10_000)).astype(int)
-    padded = np.array([buckets.padded_size(int(count), 1, 256) for count in counts])
+def test_a_tenth_of_a_bucket_is_padding_on_average_where_few_sizes_suffice():
+    counts = np.exp(np.linspace(np.log(16), np.log(64), 10_000)).round().astype(int)
+    padded = np.array([buckets.padded_size(int(count), 8, 64) for count in counts])
     assert np.mean(1 - counts / padded) < 1 / 8
-    assert np.max(1 - counts / padded) < 1 / 4
+
+
+@pytest.mark.parametrize("limit", [1, 7, 64, 100, 1000, 4096])
+@pytest.mark.parametrize("multiple", [1, 8, 32])
+def test_a_grid_is_few_sizes_up_to_the_whole_batch(limit, multiple):
+    grid = buckets.sizes(limit, multiple)
+    assert list(grid) == sorted(set(grid)) and grid[-1] == limit
+    assert len(grid) <= buckets.SIZES
+    assert all(size % multiple == 0 for size in grid[:-1])
+    assert grid[0] <= multiple or len(grid) == buckets.SIZES

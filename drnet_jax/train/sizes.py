@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from drnet_jax import buckets
 
-PER_RESOLUTION = 7  # sizes in use, on average over the resolutions, at most
-
 Size = tuple[int, int]  # of a bucket: index of its resolution, padded size
 
 
@@ -44,7 +42,7 @@ class Sizes:
             for (index, size), steps in self.left.items() if size <= limit
         }
         return [
-            self._size(index, int(count), limit, PER_RESOLUTION * len(counts)) if count else 0
+            self._size(index, int(count), limit) if count else 0
             for index, count in enumerate(counts)
         ]
 
@@ -59,10 +57,9 @@ class Sizes:
             found.setdefault(str(resolutions[index]), {})[str(size)] = steps
         return found
 
-    def _size(self, index: int, count: int, limit: int, most: int) -> int:
+    def _size(self, index: int, count: int, limit: int) -> int:
         wanted = buckets.padded_size(count, self._multiple, limit)
-        if len(self.left) < most:
-            self.left.setdefault((index, wanted), self._lead)
+        self.left.setdefault((index, wanted), self._lead)
         return min(
             size for (at, size), steps in self.left.items()
             if at == index and size >= count and steps == 0
