@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax.checkpoint import Checkpoints, open_existing
+from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
 from drnet_jax.errors import UserError
 from drnet_jax.mesh import data_mesh
 from drnet_jax.train.state import TrainState
@@ -78,6 +78,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert meta.classes == ("class0", "class1", "class2")
     assert meta.to_json()["preprocessing"]["resize"] == 37
     assert checkpoints.meta(18).stage == "pretrain"
+    older = {key: value for key, value in meta.to_json().items() if key != "bucket_sizes"}
+    assert Meta.from_json(older).bucket_sizes == {}
     checkpoints.close()
 
 
