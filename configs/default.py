@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
         },
         "predictor": {
-            "name": "residual",  # a name in drnet_jax.models, or "package.module:function"
+            "name": "resnet10",  # a name in drnet_jax.models, or "package.module:function"
             "width": 64,  # channels of the predictor's first stage
             "resolution": 128,  # size at which the predictor sees the image
         },

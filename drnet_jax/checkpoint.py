@@ -18,12 +18,11 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from drnet_jax import images
-from drnet_jax.config import Config, parse
+from drnet_jax.config import STAGES, Config, parse
 from drnet_jax.data import transforms
+from drnet_jax.devices import replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
-from drnet_jax.mesh import replicated
-from drnet_jax.train.state import STAGES, TrainState
 
 FOLDER = "checkpoints"
 
@@ -111,8 +110,16 @@ class Checkpoints:
                 f"({error})"
             ) from error
 
-    def save(self, state: TrainState, data: grain.DatasetIterator, meta: Meta) -> None:
+    def save(
+        self, model: Tree, training: Tree, data: grain.DatasetIterator, meta: Meta
+    ) -> None:
         """Begins to save; training goes on while orbax writes.
+
+        Args:
+            model: {"params", "batch_stats"}, as in `drnet_jax.resolutions`.
+            training: whatever else a run needs to go on; of its optimiser nothing is known here.
+            data: the iterator over the training batches.
+            meta: what the checkpoint is.
 
         Raises:
             UserError: if this or the save before it could not be written (disk full, say); the
@@ -120,8 +127,8 @@ class Checkpoints:
         """
         metrics = {"rank": _rank(meta)} if meta.metrics else None
         items = {
-            "model": ocp.args.StandardSave(_model(state)),
-            "training": ocp.args.StandardSave(_training(state)),
+            "model": ocp.args.StandardSave(model),
+            "training": ocp.args.StandardSave(training),
             "data": grain.checkpoint.CheckpointSave(data),
             "meta": ocp.args.JsonSave(meta.to_json()),
         }
@@ -168,16 +175,16 @@ class Checkpoints:
         return model["params"], model["batch_stats"]
 
     def restore(
-        self, step: int, state: TrainState, data: grain.DatasetIterator, mesh: Mesh
-    ) -> TrainState:
-        """The state of a step, in the shape of an (abstract) `state`; `data` is wound to it."""
+        self, step: int, model: Tree, training: Tree, data: grain.DatasetIterator, mesh: Mesh
+    ) -> tuple[Tree, Tree]:
+        """(model, training) of a step, in the shapes of those given; `data` is wound to it."""
         restored = self._restore(
             step,
-            model=ocp.args.StandardRestore(_on(mesh, _model(state))),
-            training=ocp.args.StandardRestore(_on(mesh, _training(state))),
+            model=ocp.args.StandardRestore(_on(mesh, model)),
+            training=ocp.args.StandardRestore(_on(mesh, training)),
             data=grain.checkpoint.CheckpointRestore(data),
         )
-        return TrainState(**restored["model"], **restored["training"])
+        return restored["model"], restored["training"]
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -248,16 +255,7 @@ def _rank(meta: Meta) -> float:
     return 1 + STAGES.index(meta.stage) + meta.metrics["top1"] if meta.metrics else 0.0
 
 
-def _model(state: TrainState) -> Tree:
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _training(state: TrainState) -> Tree:
-    return {"step": state.step, "opt_state": state.opt_state}
-
-
 def _on(mesh: Mesh, tree: Tree) -> Tree:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), tree
     )
-

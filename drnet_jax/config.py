@@ -13,6 +13,9 @@ from typing import Any
 
 from drnet_jax.errors import UserError
 
+GIGA = 1e9  # the unit of config.budget.target and config.router.alpha
+STAGES = ("pretrain", "finetune")
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:

@@ -1,26 +1,32 @@
-"""What a model costs: parameters, and multiply-adds for one image at each resolution.
+"""Cost: parameters, and multiply-adds of one image at each resolution, worked out, not measured.
 
-What the paper calls FLOPs are multiply-adds of convolutions and matrix products
-(`drnet_jax.counting`); resizing the image counts nothing.
-
-    python -m drnet_jax.cost --config configs/imagenet_resnet50.py --mix 0.2,0.3,0.5
+What the paper calls FLOPs are multiply-adds. A network is traced once, on shapes alone, and every
+convolution and matrix product in the trace is booked to the module that made it, whatever the
+module's class. An output element costs one multiply-add for every kernel tap and input channel of
+its group; taps that fall on padding count in full, as in the common counters. Nothing else counts:
+no normalisation, activation, pooling or resizing.
 """
 
 import dataclasses
-import json
-from collections.abc import Sequence
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
-from absl import flags
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from drnet_jax import cli
-from drnet_jax.config import Config
-from drnet_jax.counting import Layer, layer_costs, multiply_adds, parameters, variable_shapes
-from drnet_jax.data.sources import open_source, resolve_classes
+from drnet_jax.config import GIGA, Config
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.ops import plain_forms
 from drnet_jax.resolutions import norm_keys, split
-from drnet_jax.text import short, table
 
 # A training step counts as three forward passes: forward, and two products per layer back.
 TRAINING_PASSES = 3
@@ -47,6 +53,23 @@ class Costs:
     classifier: tuple[int, ...]  # [R], multiply-adds at each resolution
     predictor: int  # multiply-adds at the size at which the predictor sees the image
     parameters: Parameters
+
+    @property
+    def array(self) -> np.ndarray:
+        """Multiply-adds of the classifier, float32 [R], as routing charges them."""
+        return np.array(self.classifier, np.float32)
+
+    def check_budget(self, budget: float) -> None:
+        """Raises UserError unless routing can cost `budget` multiply-adds (0: no budget)."""
+        low, high = (self.predictor + end for end in (min(self.classifier), max(self.classifier)))
+        # A hair more on both sides, so that the ends as the message prints them will do.
+        if budget and not 0.999 * low <= budget <= 1.001 * high:
+            raise UserError(
+                f"config.budget.target (or --budget): expected {low / GIGA:.4g} (the predictor, "
+                f"and {min(self.resolutions)} px for all) to {high / GIGA:.4g} (the predictor, and "
+                f"{max(self.resolutions)} px for all) 1e9 multiply-adds, received "
+                f"{budget / GIGA:.4g}"
+            )
 
     def mean(self, mix: Sequence[float], with_predictor: bool) -> float:
         """Mean multiply-adds of an image, E[F] of Eq. 6.
@@ -102,125 +125,125 @@ def model_costs(config: Config, classes: int) -> Costs:
     )
 
 
-def text_report(config: Config, mix: Sequence[float] | None, layers: bool) -> str:
-    """Costs as tables for people."""
-    costs = model_costs(config, config.model.classes)
-    base, held = costs.classifier[0], costs.parameters
-    sections = [
-        f"{config.model.classifier}, {config.model.classes} classes; "
-        f"predictor {config.predictor.name} at {config.predictor.resolution}",
-        table([
-            ("resolution", "multiply-adds", "relative"),
-            *((str(size), short(count), f"{count / base:.3f}")
-              for size, count in zip(costs.resolutions, costs.classifier, strict=True)),
-            ("predictor", short(costs.predictor), f"{costs.predictor / base:.3f}"),
-        ]),
-        table([
-            ("parameters", "", ""),
-            ("classifier, one set of norms", f"{held.classifier:,}", short(held.classifier)),
-            ("predictor", f"{held.predictor:,}", short(held.predictor)),
-            ("both, as the paper counts", f"{held.classifier + held.predictor:,}",
-             short(held.classifier + held.predictor)),
-            ("norms of the other resolutions", f"{held.extra_norms:,}", short(held.extra_norms)),
-            ("all", f"{held.total:,}", short(held.total)),
-        ]),
-    ]
-    if mix is not None:
-        alone, whole = costs.mean(mix, False), costs.mean(mix, True)
-        sections.append(table([
-            (f"mean of {', '.join(f'{share:g}' for share in mix)}", "multiply-adds", "relative"),
-            ("classifier (compare with alpha)", short(alone), f"{alone / base:.3f}"),
-            ("with the predictor", short(whole), f"{whole / base:.3f}"),
-        ]))
-    if layers:
-        sections += [_layer_table(*named) for named in _layers(config)]
-    sections.append(
-        "Multiply-adds are not time: to measure that on your device, run\n"
-        "python -m drnet_jax.benchmark"
-    )
-    return "\n\n".join(sections)
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A module that owns parameters or makes products, at one resolution, for one image."""
+
+    path: str  # "stage1_block1/conv2"; "" is the network itself
+    kind: str  # the module's class
+    output: tuple[int, ...]  # shape, without the batch axis
+    parameters: int  # its own, without those of its submodules
+    multiply_adds: int
 
 
-def json_report(config: Config, mix: Sequence[float] | None) -> str:
-    """All of it, down to each layer at each resolution, as JSON."""
-    costs = model_costs(config, config.model.classes)
-    return json.dumps({
-        "model": dataclasses.asdict(config.model),
-        "predictor": dataclasses.asdict(config.predictor),
-        "multiply_adds": {
-            "classifier": dict(zip(costs.resolutions, costs.classifier, strict=True)),
-            "predictor": costs.predictor,
-        },
-        "parameters": dataclasses.asdict(costs.parameters) | {"total": costs.parameters.total},
-        "mean": None if mix is None else {
-            "mix": list(mix),
-            "classifier": costs.mean(mix, False),
-            "with_predictor": costs.mean(mix, True),
-        },
-        "layers": {
-            name: {size: [dataclasses.asdict(layer) for layer in found]
-                   for size, found in by_size.items()}
-            for name, by_size in _layers(config)
-        },
-    }, indent=2)
+def multiply_adds(layers: Sequence[Layer]) -> int:
+    return sum(layer.multiply_adds for layer in layers)
 
 
-def _layers(config: Config) -> list[tuple[str, dict[int, tuple[Layer, ...]]]]:
-    drnet = DRNet.from_config(config, config.model.classes)
-    classifier, predictor = drnet.classifier, drnet.predictor
-    sizes, seen = config.model.resolutions, config.predictor.resolution
-    return [
-        ("classifier", {size: layer_costs(classifier, size) for size in sizes}),
-        ("predictor", {seen: layer_costs(predictor, seen)}),
-    ]
+def parameters(layers: Sequence[Layer]) -> int:
+    return sum(layer.parameters for layer in layers)
 
 
-def _layer_table(name: str, by_size: dict[int, tuple[Layer, ...]]) -> str:
-    largest = max(by_size)
-    rows = [
-        (layers[0].path or "(network)", layers[0].kind, "x".join(map(str, layers[0].output)),
-         f"{layers[0].parameters:,}", *(f"{layer.multiply_adds:,}" for layer in layers))
-        for layers in zip(*by_size.values(), strict=True)
-    ]
-    header = (name, "kind", f"output at {largest}", "parameters", *(f"at {s}" for s in by_size))
-    return table([header, *rows])
+def layer_costs(network: nn.Module, resolution: int) -> tuple[Layer, ...]:
+    """The layers of a network, in the order in which they are first called.
 
-
-def parse_mix(text: list[str]) -> list[float]:
-    """The flag --mix as numbers; `Costs.mean` checks that they are shares."""
-    try:
-        return [float(share) for share in text]
-    except ValueError as error:
-        raise UserError(f"--mix: expected numbers such as 0.2,0.3,0.5; {error}") from error
-
-
-def with_classes(config: Config) -> Config:
-    """The config with `model.classes` set, if it is not, to what the data set has.
+    Args:
+        network: called as `network(images, train)` with images [1, H, W, 3] and train False.
+        resolution: H and W in pixels.
 
     Raises:
-        UserError: if it is not set and the data set cannot be opened.
+        UserError: if there are products inside a `while` or `cond`: their number depends on data.
     """
-    if config.model.classes:
-        return config
-    try:
-        classes = resolve_classes(open_source(config.data, training=False), 0)
-    except UserError as error:
-        raise UserError(
-            "config.model.classes: expected a number of classes, received 0; set "
-            f"--config.model.classes, or open the data set to it, for that failed:\n{error}"
-        ) from error
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))
+    variables = variable_shapes(network, resolution)
+    jaxpr, called = _trace(network, variables, resolution)
+    products = Counter()
+    for path, count in _products(jaxpr, "", 1):
+        products[path] += count
+    sizes = Counter()
+    for path, leaf in traverse_util.flatten_dict(variables.get("params", {}), sep="/").items():
+        sizes[path.rpartition("/")[0]] += leaf.size
+    return tuple(
+        Layer(path, *called.get(path, ("", ())), sizes[path], products[path])
+        for path in dict.fromkeys([*called, *sizes, *products])
+        if sizes[path] or products[path]
+    )
+
+
+def variable_shapes(network: nn.Module, resolution: int) -> Any:
+    """The variables of a network as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    return jax.eval_shape(
+        lambda images: network.init(jax.random.key(0), images, False), _images(resolution)
+    )
+
+
+def _images(resolution: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+
+
+def _trace(
+    network: nn.Module, variables: Any, resolution: int
+) -> tuple[Jaxpr, dict[str, tuple[str, tuple[int, ...]]]]:
+    """The operations of a forward pass, each marked with its module's path; and the modules.
+
+    Modules are given as {path: (class, output shape without the batch axis)}, in order of call.
+    """
+    called: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def mark(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        path = "/".join(context.module.path)
+        kind = type(context.module).__name__
+        called.setdefault(path, (kind, ()))
+        with jax.named_scope(f"module<{path.replace('/', '|')}>"):
+            output = method(*args, **kwargs)
+        if context.method_name == "__call__":
+            called[path] = (kind, tuple(jax.tree.leaves(output)[0].shape[1:]))
+        return output
+
+    def forward(variables: Any, images: jax.Array) -> Any:
+        with nn.intercept_methods(mark), plain_forms():
+            return network.apply(variables, images, False)
+
+    return jax.make_jaxpr(forward)(variables, _images(resolution)).jaxpr, called
+
+
+def _products(jaxpr: Jaxpr, caller: str, times: int) -> Iterator[tuple[str, int]]:
+    """Yields (module's path, multiply-adds) of each convolution and matrix product.
+
+    Args:
+        jaxpr: the operations.
+        caller: the module that those without a mark of their own belong to.
+        times: how often the operations are run.
+    """
+    for equation in jaxpr.eqns:
+        marks = re.findall(r"module<(.*?)>", str(equation.source_info.name_stack))
+        path = marks[-1].replace("|", "/") if marks else caller
+        name, options = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            features = kernel.shape[options["dimension_numbers"].rhs_spec[0]]
+            yield path, times * equation.outvars[0].aval.size * kernel.size // features
+        elif name == "dot_general":
+            (contracted, _), _ = options["dimension_numbers"]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            yield path, times * equation.outvars[0].aval.size * depth
+        runs = times * options["length"] if name == "scan" else times
+        # jit, remat, custom_jvp, scan and others carry the operations they run as options.
+        for option in jax.tree.leaves(list(options.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(option):
+                inner = list(_products(getattr(option, "jaxpr", option), path, runs))
+                if inner and name in ("while", "cond"):
+                    raise UserError(
+                        f"network: expected products that every image needs, received some inside "
+                        f"a {name!r} of module {path!r}; write it without jax.lax.{name}"
+                    )
+                yield from inner
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (Jaxpr, ClosedJaxpr))
 
 
 if __name__ == "__main__":
-    read_config = cli.define_config()
-    MIX = flags.DEFINE_list("mix", None, "Share of the images at each resolution: 0.2,0.3,0.5.")
-    LAYERS = flags.DEFINE_bool("layers", False, "Also list every layer.")
-    JSON = flags.DEFINE_bool("json", False, "Print JSON, with every layer, in place of tables.")
+    from drnet_jax.commands import main
 
-    def main() -> None:
-        config = with_classes(read_config())
-        mix = None if MIX.value is None else parse_mix(MIX.value)
-        print(json_report(config, mix) if JSON.value else text_report(config, mix, LAYERS.value))
-
-    cli.run(main)
+    main(["drnet", "cost", *sys.argv[1:]])

@@ -1,13 +1,14 @@
 """The two networks of a DRNet and how their parameters are kept."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax import images, models, resolutions
+from drnet_jax import images, models, resolutions, routing
 from drnet_jax.config import Config
 from drnet_jax.models.norm import MOMENTS
 
@@ -23,6 +24,7 @@ class DRNet:
     resolutions: tuple[int, ...]
     norm_keys: tuple[str, ...]
     predictor_resolution: int
+    scores: Callable[[jax.Array], jax.Array]  # of predictor logits, see `routing.SCORES`
 
     @classmethod
     def from_config(cls, config: Config, classes: int) -> "DRNet":
@@ -36,6 +38,7 @@ class DRNet:
             resolutions=model.resolutions,
             norm_keys=resolutions.norm_keys(model),
             predictor_resolution=config.predictor.resolution,
+            scores=routing.SCORES[config.router.objective],
         )
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
@@ -77,7 +80,7 @@ class DRNet:
         view = images.view(batch, self.resolutions[index])
         return _apply(self.classifier, variables, view, train, mask)
 
-    def route(
+    def score(
         self, params: Tree, batch_stats: Tree, batch: jax.Array, train: bool = False
     ) -> tuple[jax.Array, Tree]:
         """The predictor's float32 logits [B, R] (Eq. 1) for uint8 [B, H, W, 3], and its moments."""

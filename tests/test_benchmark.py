@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax import benchmark, benchmark_cases, timing
-from drnet_jax.benchmark_cases import Contestant, ForcedStep, deal
+from drnet_jax.benchmark import cases, speed, timing
+from drnet_jax.benchmark.cases import Contestant, ForcedStep, deal
+from drnet_jax.benchmark.timing import Case, Timing, measure
 from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
-from drnet_jax.timing import Case, Timing, measure
 from drnet_jax.train.objectives import Gumbel
 from tests.tiny import RESOLUTIONS, Trainer, random_batch, tiny_config
 
@@ -154,7 +154,7 @@ def test_text(report, repeated):
     """Every case is a line under its group; PyTorch's column is there only if it ran."""
     if repeated:
         report = report | {"cases": [row | {"over_pytorch": 1.25} for row in report["cases"]]}
-    lines = benchmark.text(report).splitlines()
+    lines = speed.text(report).splitlines()
     for group in ("training", "inference"):
         header = next(i for i, line in enumerate(lines) if line.startswith(f"{group} "))
         assert lines[header].endswith("over pytorch" if repeated else "compile s")
@@ -166,7 +166,7 @@ def test_text(report, repeated):
 
 
 def test_text_says_why_the_input_pipeline_was_skipped(report):
-    text = benchmark.text(report | {"input": {"skipped": "there is no data"}})
+    text = speed.text(report | {"input": {"skipped": "there is no data"}})
     assert text.splitlines()[-1] == "input pipeline: skipped, for there is no data"
 
 
@@ -186,7 +186,7 @@ def test_command_line_errors(arguments, message):
 
 def run(mix=None, batch_size=8, with_torch=False, **overrides):
     sizes = {"batch_size": batch_size, "evaluation.batch_size": batch_size}
-    return benchmark.benchmark(tiny_config(sizes | overrides), mix, with_torch, repeats=1)
+    return speed.benchmark(tiny_config(sizes | overrides), mix, with_torch, repeats=1)
 
 
 @pytest.mark.parametrize("mix", [[0.5, 0.5], [0.5, 0.3, 0.3], [1.5, -0.5, 0.0]])
@@ -325,7 +325,7 @@ def test_row():
         ),
         ("training", "pytorch"): case("pytorch", 300.0, 0.0, (8.0, 8.0, 8.0), 0.7),
     }
-    assert benchmark._row(("training", "bucketed"), found) == {
+    assert speed._row(("training", "bucketed"), found) == {
         "group": "training", "name": "bucketed", "images_per_second": 20.0, "slowest": 10.0,
         "fastest": 30.0, "multiply_adds": 100.0, "over_static": 2.0,
         "realised": pytest.approx(2 / 3), "padded": 0.2, "compile_seconds": 1.5,
@@ -336,14 +336,14 @@ def test_row():
 def test_pytorch_cases():
     torch = pytest.importorskip("torch")
     config = tiny_config({
-        "model.classifier": "residual", "model.width": 2, "model.resolutions": (32,),
+        "model.classifier": "resnet10", "model.width": 2, "model.resolutions": (32,),
         "predictor.resolution": 8,
     })
     costs = model_costs(config, config.model.classes)
     threads = torch.get_num_threads()
     try:
         batch = random_batch(4, base=32)
-        train, infer = benchmark_cases.pytorch(config, costs, batch, batch["image"])
+        train, infer = cases.pytorch(config, costs, batch, batch["image"])
         losses = [train.call() for _ in range(10)]
         classes = infer.call()
     finally:

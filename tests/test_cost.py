@@ -12,12 +12,19 @@ from flax import linen as nn
 
 from drnet_jax import config_files
 from drnet_jax.config import parse
-from drnet_jax.cost import Costs, Parameters, model_costs
-from drnet_jax.counting import Layer, layer_costs, multiply_adds, parameters, variable_shapes
+from drnet_jax.cost import (
+    Costs,
+    Layer,
+    Parameters,
+    layer_costs,
+    model_costs,
+    multiply_adds,
+    parameters,
+    variable_shapes,
+)
 from drnet_jax.errors import UserError
-from drnet_jax.forms import plain_forms
-from drnet_jax.models.layers import conv
 from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
+from drnet_jax.ops import conv, plain_forms
 
 ROOT = Path(__file__).parent.parent
 IMAGENET = ROOT / "configs" / "imagenet_resnet50.py"

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from drnet_jax import curve, gains, policies
+from drnet_jax import routing
+from drnet_jax.evaluation import curve, intervals, policies
 from tests.test_policies import COSTS, TABLE
 
 CASCADES = ("12>16", "12>16 fused", "8>16", "8>16 fused", "8>12", "8>12 fused")
@@ -41,8 +42,8 @@ def test_budgets_are_even_and_hold_those_shown(swept):
 
 def test_a_point_by_hand(swept):
     point = at(swept, 60.0)
-    # The dial moves the fourth image: 8 px for three, 12 px for one, 16 px for two.
-    assert point["dial"] == pytest.approx(0.5, abs=1e-4)
+    # The price moves the fourth image: 8 px for three, 12 px for one, 16 px for two.
+    assert point["price"] == pytest.approx(0.5, abs=1e-4)
     assert [point[f"mix {size}"] for size in (16, 12, 8)] == pytest.approx([2 / 6, 1 / 6, 3 / 6])
     assert point["routed top1"] == pytest.approx(3 / 6)
     assert point["routed cost"] == pytest.approx(320 / 6 + 5)
@@ -58,7 +59,7 @@ def test_a_point_by_hand(swept):
 
 def test_what_a_budget_does_not_pay_for_is_missing(swept):
     point = swept["points"][0]  # 8 px for all, and no predictor
-    assert point["routed top1"] is None and point["dial"] is None and point["mix 16"] is None
+    assert point["routed top1"] is None and point["price"] is None and point["mix 16"] is None
     assert point["cascade 12>16 top1"] is None
     assert point["cascade 8>16 top1"] == point["best mix top1"] == pytest.approx(2 / 6)
     assert point["best policy"] == point["best cascade"] == "cascade 8>16"
@@ -75,14 +76,14 @@ def test_the_best_policy_is_cross_fitted(swept):
     for point in swept["points"]:
         budget, results = point["budget"], []
         if point["routed top1"] is not None:
-            choice = policies.choose(TABLE.scores, COSTS, point["dial"])
+            choice = routing.choose_at(TABLE.scores, COSTS.array, point["price"])
             results.append(policies.at_choice(TABLE, COSTS, choice))
         for cascade in policies.cascades(COSTS):
             fitted = policies.with_threshold(cascade, TABLE, COSTS, budget)
             results += [policies.cascaded(TABLE, COSTS, fitted)] if fitted else []
         _, best = policies.cross_fit(results)
         assert (point["best policy"], point["best policy top1"]) == (best.name, best.top1())
-        gain = gains.over_best_mix(TABLE.right, [best], COSTS, seed=0)
+        gain = intervals.over_best_mix(TABLE.right, [best], COSTS, seed=0)
         assert [[point["gain"]], [point["gain low"]], [point["gain high"]]] == [
             gain["value"], *gain["interval"]]
 

@@ -200,7 +200,7 @@ def test_evaluation_sees_each_image_once(folder, hosts, batch_size):
 
 
 class Scaled:
-    """Adds a smallest_scale to a source."""
+    """Adds a needed_scale to a source."""
 
     def __init__(self, source):
         self._source = source
@@ -210,18 +210,18 @@ class Scaled:
         return len(self._source)
 
     def __getitem__(self, index):
-        return {**self._source[index], "smallest_scale": index / COUNT}
+        return {**self._source[index], "needed_scale": index / COUNT}
 
     def key(self, index):
         return self._source.key(index)
 
 
-def test_evaluation_passes_smallest_scale_through(folder):
+def test_evaluation_passes_needed_scale_through(folder):
     *_, last = evaluate(folder, source=Scaled(opened(folder)))
-    assert last["smallest_scale"].dtype == np.float32
-    np.testing.assert_allclose(last["smallest_scale"], [0.8, 0.9, 0.8, 0.8])
+    assert last["needed_scale"].dtype == np.float32
+    np.testing.assert_allclose(last["needed_scale"], [0.8, 0.9, 0.8, 0.8])
     np.testing.assert_array_equal(last["mask"], [True, True, False, False])
-    assert "smallest_scale" not in next(evaluate(folder))
+    assert "needed_scale" not in next(evaluate(folder))
 
 
 def test_evaluation_in_worker_processes(folder):

@@ -1,4 +1,4 @@
-"""drnet_shapes keeps its word: the class can be told at `smallest_scale`, and not below."""
+"""drnet_shapes keeps its word: the class can be told at `needed_scale`, and not below."""
 
 import cv2
 import numpy as np

@@ -155,7 +155,7 @@ def test_tfds_gives_what_the_builder_drew(prepared):
     for index in range(48):
         example = source[index]
         image = transforms.decode(example["image"])
-        assert drawn.pop(image.tobytes()) == (example["label"], example["smallest_scale"])
+        assert drawn.pop(image.tobytes()) == (example["label"], example["needed_scale"])
     assert not drawn
 
 

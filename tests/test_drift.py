@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from drnet_jax import drift
+from drnet_jax.benchmark import drift
 from drnet_jax.errors import UserError
 from tests.tiny import mesh_of, tiny_config
 

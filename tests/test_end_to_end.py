@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
+from drnet_jax.devices import data_mesh
 from drnet_jax.errors import UserError
-from drnet_jax.mesh import data_mesh
-from drnet_jax.train.state import TrainState
 from tests import commands
 from tests.tiny import assert_equal
 
@@ -123,7 +122,7 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     np.testing.assert_allclose(by_name["routed"]["multiply_adds"], last["cost"])
     # Both route at the budget of the config.
     assert report["budget"]["target"] == 5e4
-    assert report["budget"]["dial"] == last["dial"] != 0
+    assert report["budget"]["price"] == last["price"] != 0
     assert last["cost"] <= 5e4
     assert (finished / "routing.png").stat().st_size > 0
     assert not (finished / "curve.png").exists()
@@ -355,6 +354,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished, monkeypatch):
     meta = checkpoints.meta(36)
     params, batch_stats = checkpoints.restore_model(36, data_mesh(jax.devices()[:1]))
     with pytest.raises(UserError, match=r"No space left.*Whole checkpoints: .*36"):
-        checkpoints.save(TrainState(np.int32(0), params, batch_stats, ()), None, meta)
+        checkpoints.save({"params": params, "batch_stats": batch_stats}, {}, None, meta)
     checkpoints.close()
     final_parameters(finished)

@@ -1,12 +1,13 @@
-"""Evaluation by hand-made tables: a server that reads its answers off them."""
+"""Evaluation by hand-made tables: a engine that reads its answers off them."""
 
 import types
 
 import numpy as np
 import pytest
 
-from drnet_jax import evaluate, outcomes, policies, routing
+from drnet_jax import routing
 from drnet_jax.cost import Costs, Parameters
+from drnet_jax.evaluation import evaluate, outcomes, policies
 from tests.tiny import COSTS
 
 # Where the label of image i comes among the predictions at each resolution; 9: behind the five.
@@ -19,7 +20,7 @@ RANK = np.array([[0, 0, 0],
                  [9, 9, 9]])
 LABEL = np.array([3, 7, 0, 7, 1, 5])
 ROUTED = np.array([0, 1, 2, 1, 0, 2])  # ranks 0, 0, 0, 1, 4, 9
-# At a dial of 0.5 the fourth image moves to the smallest resolution, at 0.75 the fifth.
+# At a price of 0.5 the fourth image moves to the smallest resolution, at 0.75 the fifth.
 SCORES = np.array([[0.9, 0.2, 0.1],
                    [0.5, 0.6, 0.1],
                    [0.1, 0.2, 0.9],
@@ -61,8 +62,8 @@ class TableServer:
     def scores(self, images):
         return SCORES[images[:, 0, 0, 0]]
 
-    def choose(self, images, dial):
-        return policies.choose(self.scores(images), COSTS, dial)
+    def choose(self, images, price):
+        return routing.choose_at(self.scores(images), COSTS.array, price)
 
     def classify(self, index, images):
         numbers = images[:, 0, 0, 0].tolist()
@@ -77,7 +78,7 @@ def batches(with_scale=False):
         pixels = np.broadcast_to(rows.astype(np.uint8).reshape(-1, 1, 1, 1), (4, 16, 16, 3))
         batch = {"image": pixels, "label": LABEL[rows].astype(np.int32),
                  "index": rows.astype(np.int32), "mask": np.arange(4) < real}
-        yield batch | ({"smallest_scale": SCALE[rows]} if with_scale else {})
+        yield batch | ({"needed_scale": SCALE[rows]} if with_scale else {})
 
 
 @pytest.mark.parametrize(
@@ -90,14 +91,14 @@ def batches(with_scale=False):
     ids=["fixed", "routed", "given"],
 )
 def test_each_image_is_run_exactly_once_where_it_is_sent(router, choice):
-    server = TableServer()
-    outcome = outcomes.run(server, batches(), router)
-    assert sorted(server.seen) == list(enumerate(choice))
+    engine = TableServer()
+    outcome = outcomes.run(engine, batches(), router)
+    assert sorted(engine.seen) == list(enumerate(choice))
     np.testing.assert_array_equal(outcome.index, range(6))
     np.testing.assert_array_equal(outcome.label, LABEL)
     np.testing.assert_array_equal(outcome.choice, choice)
     np.testing.assert_array_equal(outcome.log_p, ANSWERS[range(6), choice])
-    assert not outcome.smallest_scale.any()
+    assert not outcome.needed_scale.any()
     assert outcome.images_per_second > 0
 
 
@@ -120,17 +121,17 @@ def test_mix_by_hand():
 
 
 def test_report_by_hand():
-    server = TableServer()
-    report, by_predictor, table = evaluate.evaluate(server, batches, COSTS, target=0.0, seed=3)
+    engine = TableServer()
+    report, by_predictor, table = evaluate.evaluate(engine, batches, COSTS, target=0.0, seed=3)
     np.testing.assert_array_equal(by_predictor.choice, ROUTED)
     np.testing.assert_array_equal(table.scores, SCORES)
     np.testing.assert_array_equal(table.right, RANK == 0)
     # Three fixed, routed, random and oracle are all really run, and so are a cascade's passes.
-    assert np.bincount([number for number, _ in server.seen[:36]]).tolist() == [6] * 6
-    assert 6 < len(server.seen[36:]) < 12
+    assert np.bincount([number for number, _ in engine.seen[:36]]).tolist() == [6] * 6
+    assert 6 < len(engine.seen[36:]) < 12
     assert report["images"] == 6 and report["batch_size"] == 4
     assert report["resolutions"] == [16, 12, 8]
-    assert "at_or_above_smallest_scale" not in report
+    assert "at_or_above_needed_scale" not in report
 
     rows = {policy["name"]: policy for policy in report["policies"]}
     expected = {  # of six: top-1, top-5, and the mix; multiply-adds of one image
@@ -159,7 +160,7 @@ def test_report_by_hand():
     assert random["multiply_adds"] == pytest.approx(60)
 
 
-    assert report["budget"] == {"target": 0.0, "dial": 0.0, "multiply_adds": pytest.approx(65)}
+    assert report["budget"] == {"target": 0.0, "price": 0.0, "multiply_adds": pytest.approx(65)}
     router = report["router"]
     assert router["gains"]["top1"]["value"] == pytest.approx(1 / 2)
     assert router["entropy"] == pytest.approx(np.log(3))
@@ -184,24 +185,24 @@ def test_the_cascade_row_is_what_the_table_says():
     assert row["images_per_second"] > 0
 
 
-@pytest.mark.parametrize(("target", "dial", "cost", "missed"), [
+@pytest.mark.parametrize(("target", "price", "cost", "missed"), [
     (60, 0.5, 320 / 6 + 5, "-2.8%"),
     (45.5, 0.75, 45, None),
     (105, -5, 105, None),
 ])
-def test_a_target_by_hand(target, dial, cost, missed):
+def test_a_target_by_hand(target, price, cost, missed):
     report, by_predictor, _ = evaluate.evaluate(TableServer(), batches, COSTS, target, seed=0)
     budget = report["budget"]
     assert (budget["target"], budget["multiply_adds"]) == (target, pytest.approx(cost))
     if target < 105:
-        assert budget["dial"] == pytest.approx(dial, abs=1e-4)
+        assert budget["price"] == pytest.approx(price, abs=1e-4)
     else:  # all that is dear enough will do
-        assert budget["dial"] < 0
+        assert budget["price"] < 0
     assert (missed in budget["missed"]) if missed else ("missed" not in budget)
     routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
     assert routed["multiply_adds"] == budget["multiply_adds"]
     np.testing.assert_array_equal(
-        by_predictor.choice, policies.choose(SCORES, COSTS, budget["dial"]))
+        by_predictor.choice, routing.choose_at(SCORES, COSTS.array, budget["price"]))
 
 
 def test_a_single_resolution_has_no_cascade():
@@ -211,8 +212,8 @@ def test_a_single_resolution_has_no_cascade():
         def scores(self, images):
             return super().scores(images)[:, :1]
 
-        def choose(self, images, dial):
-            return policies.choose(self.scores(images), costs, dial)
+        def choose(self, images, price):
+            return routing.choose_at(self.scores(images), costs.array, price)
 
     costs = Costs((16,), (100,), 5, Parameters(0, 0, 0))
     report, _, _ = evaluate.evaluate(Single(), batches, costs, target=0.0, seed=0)
@@ -247,8 +248,8 @@ def test_rows_of_all_hosts_by_index(monkeypatch, lengths):
         np.testing.assert_array_equal(table["values"][:, 1], 10 * np.arange(sum(lengths)))
 
 
-def test_share_sent_at_or_above_the_smallest_scale_by_hand():
+def test_share_sent_at_or_above_the_needed_scale_by_hand():
     report, by_predictor, _ = evaluate.evaluate(
         TableServer(), lambda: batches(with_scale=True), COSTS, target=0.0, seed=0)
-    np.testing.assert_array_equal(by_predictor.smallest_scale, SCALE)
-    assert report["at_or_above_smallest_scale"] == pytest.approx(4 / 6)
+    np.testing.assert_array_equal(by_predictor.needed_scale, SCALE)
+    assert report["at_or_above_needed_scale"] == pytest.approx(4 / 6)

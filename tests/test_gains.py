@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from drnet_jax import gains
-from drnet_jax.policies import Result
+from drnet_jax import routing
+from drnet_jax.evaluation import intervals
+from drnet_jax.evaluation.policies import Result
 from tests.tiny import COSTS, RIGHT
 
 CHOICE = np.array([2, 1, 2, 0, 2, 2])
@@ -15,7 +16,7 @@ def routed(choice=CHOICE):
 
 
 def test_gains_by_hand():
-    found = gains.router_gains(RIGHT, CHOICE, routed(), COSTS, seed=0)
+    found = intervals.router_gains(RIGHT, CHOICE, routed(), COSTS, seed=0)
     values = {name: value["value"] for name, value in found.items()}
     # Fixed: 4, 3 and 2 of six. Routed: 4 of six, at (100 + 60 + 4 * 20) / 6 = 40 and the predictor.
     same = (4 / 6 + 3 / 6 + 4 * 2 / 6) / 6
@@ -34,10 +35,10 @@ def test_gains_by_hand():
 def test_any_policy_is_measured_as_the_router_is():
     cost = np.array(COSTS.classifier, float)[CHOICE] + COSTS.predictor
     other = Result("always right", np.ones(6, bool), np.full(6, 100.0))
-    found = gains.over_best_mix(
+    found = intervals.over_best_mix(
         RIGHT, [Result("routed", routed(), cost), other], COSTS, seed=0
     )
-    expected = gains.router_gains(RIGHT, CHOICE, routed(), COSTS, seed=0)["over_best_mix"]
+    expected = intervals.router_gains(RIGHT, CHOICE, routed(), COSTS, seed=0)["over_best_mix"]
     # The other's 2 of six are over the largest resolution's 4.
     assert found["value"] == pytest.approx([expected["value"], 2 / 6])
     for ends, end in zip(found["interval"], expected["interval"], strict=True):
@@ -46,7 +47,7 @@ def test_any_policy_is_measured_as_the_router_is():
 
 def test_where_the_oracle_gains_nothing_its_share_is_none():
     everything = np.ones((6, 3), bool)
-    found = gains.router_gains(everything, CHOICE, np.ones(6, bool), COSTS, seed=0)
+    found = intervals.router_gains(everything, CHOICE, np.ones(6, bool), COSTS, seed=0)
     assert found["of_oracle"]["value"] == 0
     assert found["over_best_mix"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert found["top1"]["interval"] == [1.0, 1.0]
@@ -54,26 +55,26 @@ def test_where_the_oracle_gains_nothing_its_share_is_none():
 
 def test_the_bootstrap_is_of_its_seed():
     columns = np.random.default_rng(0).random((50, 2))
-    first, again = (gains.resampled_means(columns, 3) for _ in range(2))
+    first, again = (intervals.resampled_means(columns, 3) for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    assert (first != gains.resampled_means(columns, 4)).any()
-    assert first.shape == (gains.RESAMPLES, 2)
+    assert (first != intervals.resampled_means(columns, 4)).any()
+    assert first.shape == (intervals.RESAMPLES, 2)
 
 
 def test_intervals_are_those_of_a_known_distribution():
     # The share of 400 out of 1000: the normal interval is 0.4 +- 1.96 * sqrt(0.4 * 0.6 / 1000).
     columns = (np.arange(1000) < 400)[:, None].astype(float)
-    found = gains.with_intervals(columns, lambda means: {"share": means[..., 0]}, seed=0)["share"]
+    found = intervals.with_intervals(columns, lambda means: {"share": means[..., 0]}, seed=0)["share"]
     assert found["value"] == 0.4
     np.testing.assert_allclose(found["interval"], [0.4 - 0.0304, 0.4 + 0.0304], atol=0.003)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say(monkeypatch):
-    monkeypatch.setattr(gains, "RESAMPLES", 200)
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
     random, covered = np.random.default_rng(0), 0
     for seed in range(200):
         columns = (random.random((200, 1)) < 0.7).astype(float)
-        found = gains.with_intervals(columns, lambda means: {"it": means[..., 0]}, seed)["it"]
+        found = intervals.with_intervals(columns, lambda means: {"it": means[..., 0]}, seed)["it"]
         low, high = found["interval"]
         covered += low <= 0.7 <= high
     assert 180 <= covered <= 198  # 190 expected, with a deviation of 3
@@ -84,7 +85,7 @@ def test_paired_gains_are_surer_than_accuracies():
     random = np.random.default_rng(0)
     right = np.repeat(random.random((1000, 1)) < 0.5, 3, axis=1)
     better = right[:, 0] | (random.random(1000) < 0.05)
-    found = gains.router_gains(right, np.zeros(1000, int), better, COSTS, seed=0)
+    found = intervals.router_gains(right, np.zeros(1000, int), better, COSTS, seed=0)
     widths = {name: np.ptp(value["interval"]) for name, value in found.items()}
     assert widths["over_best_mix"] < 0.5 * widths["top1"]
 
@@ -92,9 +93,9 @@ def test_paired_gains_are_surer_than_accuracies():
 def test_agreement_by_hand():
     # Cheapest right: 8, 12, 8, 16, none, 12 px; chosen 8, 12, 8, 16, 8, 8.
     np.testing.assert_array_equal(
-        gains.agreement(RIGHT, CHOICE, COSTS), [[1, 0, 0], [0, 1, 1], [0, 0, 2]])
+        intervals.agreement(RIGHT, CHOICE, COSTS), [[1, 0, 0], [0, 1, 1], [0, 0, 2]])
 
 
 def test_entropy_by_hand():
-    assert gains.entropy(np.array([0.0, 1.0, 0.0])) == 0
-    assert gains.entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(np.log(2))
+    assert routing.entropy(np.array([0.0, 1.0, 0.0])) == 0
+    assert routing.entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(np.log(2))

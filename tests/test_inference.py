@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax import outcomes, policies, routing
+from drnet_jax import routing
 from drnet_jax.cost import Costs, Parameters
-from drnet_jax.inference import CascadeQueues, Queues, Server
-from drnet_jax.mesh import replicated
-from drnet_jax.programs import Programs
+from drnet_jax.devices import Programs, replicated
+from drnet_jax.evaluation import outcomes, policies
+from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.queues import CascadeQueues, Queues
 from tests.tiny import RESOLUTIONS, mesh_of, random_batch, random_variables, tiny_drnet
 
 COUNT = 29
@@ -25,7 +26,7 @@ class Simulated:
             drnet.classify(index, *variables, image)[0] for index in range(len(RESOLUTIONS))])
         images = BATCH["image"][:, None]
         logits = np.concatenate([route(image) for image in images])
-        self.scores = np.asarray(routing.scores(logits, "outcome"))  # [N, R]
+        self.scores = np.asarray(routing.SCORES["outcome"](logits))  # [N, R]
         self.choice = np.argmax(logits, axis=1)
         logits = np.array([classify(image) for image in images])[:, :, 0]
         self.log_p = np.asarray(jax.nn.log_softmax(logits))  # [N, R, C]
@@ -61,11 +62,11 @@ def simulated(drnet, variables):
 
 
 def make_server(drnet, variables, devices, batch_size, programs=None):
-    """A server on the first devices, given a state that is replicated over all."""
+    """A engine on the first devices, given a state that is replicated over all."""
     state = jax.device_put(variables, replicated(mesh_of(8)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
-        return Server(drnet, *state, batch_size, programs or Programs(), "outcome", COSTS)
+        return Engine(drnet, *state, batch_size, programs or Programs(), "outcome", COSTS)
 
 
 @pytest.fixture(scope="module", params=[1, 8], ids=["1 device", "8 devices"])
@@ -79,11 +80,11 @@ def programs(devices):
 
 
 @pytest.fixture(scope="module")
-def server(drnet, variables, devices, programs):
-    server = make_server(drnet, variables, devices, 8, programs)
-    assert server.mesh.size == devices
-    server.warm_up()
-    return server
+def engine(drnet, variables, devices, programs):
+    engine = make_server(drnet, variables, devices, 8, programs)
+    assert engine.mesh.size == devices
+    engine.warm_up()
+    return engine
 
 
 def assert_answers(found, expected):
@@ -91,33 +92,33 @@ def assert_answers(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_choices_and_answers_are_those_of_each_image_alone(server, simulated):
+def test_choices_and_answers_are_those_of_each_image_alone(engine, simulated):
     # Full, padded, a single image, none.
     for rows in (slice(0, 8), slice(8, 11), slice(11, 12), slice(12, 12)):
         images = BATCH["image"][rows]
-        assert_answers(server.scores(images), simulated.scores[rows])
-        np.testing.assert_array_equal(server.choose(images), simulated.choice[rows])
+        assert_answers(engine.scores(images), simulated.scores[rows])
+        np.testing.assert_array_equal(engine.choose(images), simulated.choice[rows])
         for index in range(len(RESOLUTIONS)):
-            assert_answers(server.classify(index, images), simulated.log_p[rows, index])
+            assert_answers(engine.classify(index, images), simulated.log_p[rows, index])
 
 
-def test_a_dial_changes_the_choice_and_compiles_nothing(server, simulated, programs):
+def test_a_price_changes_the_choice_and_compiles_nothing(engine, simulated, programs):
     compiled = set(programs.compiled)
     mixes = []
-    for dial in (-1e3, -0.1, 0.1, 1e3):
-        choice = np.concatenate([server.choose(rows, dial) for rows in
+    for price in (-1e3, -0.1, 0.1, 1e3):
+        choice = np.concatenate([engine.choose(rows, price) for rows in
                                  np.split(BATCH["image"], [8, 16, 24])])
-        np.testing.assert_array_equal(choice, policies.choose(simulated.scores, COSTS, dial))
+        np.testing.assert_array_equal(choice, routing.choose_at(simulated.scores, COSTS.array, price))
         mixes.append(np.bincount(choice, minlength=3).tolist())
     assert mixes[0] == [COUNT, 0, 0] and mixes[-1] == [0, 0, COUNT]
     assert mixes[1] != mixes[2]
     assert set(programs.compiled) == compiled
 
 
-def test_routed_is_simulated_over_ragged_batches(server, simulated):
+def test_routed_is_simulated_over_ragged_batches(engine, simulated):
     random = np.random.default_rng(0)
     tickets = random.permutation(1000)[:COUNT]
-    queues, done, batches = Queues(server), {}, 0
+    queues, done, batches = Queues(engine), {}, 0
 
     def collect(results):
         for names, index, answers in results:
@@ -127,7 +128,7 @@ def test_routed_is_simulated_over_ragged_batches(server, simulated):
 
     for rows in np.split(np.arange(COUNT), [5, 6, 13, 14, 22]):
         images = BATCH["image"][rows]
-        collect(queues.put(images, server.choose(images), tickets[rows]))
+        collect(queues.put(images, engine.choose(images), tickets[rows]))
         images[:] = 0  # the caller may use the memory again
         batches += 1
     assert batches == 6
@@ -146,37 +147,37 @@ def batches():
             "index": padded, "mask": np.arange(8) < len(rows)}
 
 
-def test_evaluation_runs_the_same_route(server, simulated):
-    outcome = outcomes.run(server, batches(), outcomes.routed(server, 0.0))
+def test_evaluation_runs_the_same_route(engine, simulated):
+    outcome = outcomes.run(engine, batches(), outcomes.routed(engine, 0.0))
     np.testing.assert_array_equal(outcome.index, np.arange(COUNT))
     np.testing.assert_array_equal(outcome.label, BATCH["label"])
     np.testing.assert_array_equal(outcome.choice, simulated.choice)
     assert_answers(outcome.log_p, simulated.routed)
-    assert_answers(outcomes.all_scores(server, batches()), simulated.scores)
+    assert_answers(outcomes.all_scores(engine, batches()), simulated.scores)
 
 
-def test_the_dial_meets_the_target_where_it_is_run(server):
+def test_the_price_meets_the_target_where_it_is_run(engine):
     target = 62.0  # the predictor's 5 included
-    dial = outcomes.find_dial(server, batches, COSTS, target)
-    choice = outcomes.run(server, batches(), outcomes.routed(server, dial)).choice
+    price = outcomes.find_price(engine, batches, COSTS, target)
+    choice = outcomes.run(engine, batches(), outcomes.routed(engine, price)).choice
     cost = np.take(COSTS.classifier, choice).mean() + COSTS.predictor
     assert target - 80 / COUNT < cost <= target  # 80: one image from the smallest to the largest
-    assert outcomes.find_dial(server, batches, COSTS, 0.0) == 0.0
+    assert outcomes.find_price(engine, batches, COSTS, 0.0) == 0.0
 
 
 @pytest.mark.parametrize("pair", [
-    (policies.Cascade(2, 0, True), policies.Cascade(2, 0, True)),
-    (policies.Cascade(2, 1, False), policies.Cascade(2, 0, True)),
-    (policies.Cascade(1, 0, False), policies.Cascade(2, 1, True)),
+    (routing.Cascade(2, 0, True), routing.Cascade(2, 0, True)),
+    (routing.Cascade(2, 1, False), routing.Cascade(2, 0, True)),
+    (routing.Cascade(1, 0, False), routing.Cascade(2, 1, True)),
 ], ids=["one", "two that start alike", "two"])
-def test_cascades_run_as_the_table_says_image_by_image(server, simulated, pair):
+def test_cascades_run_as_the_table_says_image_by_image(engine, simulated, pair):
     table = simulated.table
     cost = COSTS.classifier
     pair = [  # 0.4 of the images go again
         policies.with_threshold(each, table, COSTS, cost[each.low] + 0.4 * cost[each.high])
         for each in pair
     ]
-    outcome = outcomes.run_cascades(server, batches(), pair)
+    outcome = outcomes.run_cascades(engine, batches(), pair)
     for half, cascade in enumerate(pair):
         low, high = cascade.low, cascade.high
         log_p, rows = simulated.log_p, np.arange(half, COUNT, 2)
@@ -194,19 +195,19 @@ def test_cascades_run_as_the_table_says_image_by_image(server, simulated, pair):
     assert outcome.images_per_second > 0
 
 
-def test_a_host_without_images_has_columns_of_the_right_shape(server):
-    outcome = outcomes.run(server, [], outcomes.routed(server, 0.0))
+def test_a_host_without_images_has_columns_of_the_right_shape(engine):
+    outcome = outcomes.run(engine, [], outcomes.routed(engine, 0.0))
     assert outcome.log_p.shape == (0, 7) and outcome.index.shape == (0,)
     assert outcome.images_per_second == 0
-    assert outcomes.all_scores(server, []).shape == (0, 3)
+    assert outcomes.all_scores(engine, []).shape == (0, 3)
 
 
-def test_the_warm_up_compiles_all_that_batches_of_any_size_need(server, programs):
+def test_the_warm_up_compiles_all_that_batches_of_any_size_need(engine, programs):
     names = ["classify 12px x8", "classify 16px x8", "classify 8px x8", "scores x8"]
     assert sorted(programs.compiled) == names
     for count in (1, 3, 8):
-        server.choose(BATCH["image"][:count])
-        server.classify(1, BATCH["image"][:count])
+        engine.choose(BATCH["image"][:count])
+        engine.classify(1, BATCH["image"][:count])
     assert sorted(programs.compiled) == names
 
 
@@ -217,7 +218,7 @@ def test_batch_size_is_rounded_up_to_the_devices(drnet, variables, devices, aske
 
 
 class Recorder:
-    """A server that notes what is run."""
+    """A engine that notes what is run."""
 
     drnet = types.SimpleNamespace(resolutions=(4, 2))
 
@@ -235,8 +236,8 @@ def numbered(*numbers):
 
 
 def test_queues_by_hand():
-    server = Recorder(batch_size=2)
-    queues = Queues(server)
+    engine = Recorder(batch_size=2)
+    queues = Queues(engine)
 
     def put(numbers, choice):
         results = queues.put(numbered(*numbers), np.array(choice), 100 + np.array(numbers))
@@ -253,7 +254,7 @@ def test_queues_by_hand():
                                              ([107, 108], 1, [7, 8])]
     assert put([], []) == []
     assert as_lists(queues.drain()) == [([103], 0, [3])]
-    assert server.calls == [(0, [0, 2]), (1, [1, 4]), (1, [5, 6]), (1, [7, 8]), (0, [3])]
+    assert engine.calls == [(0, [0, 2]), (1, [1, 4]), (1, [5, 6]), (1, [7, 8]), (0, [3])]
 
 
 def test_results_survive_the_next_batch():
@@ -273,8 +274,8 @@ class Doubtful(Recorder):
 
 
 def test_cascade_queues_by_hand():
-    server = Doubtful(batch_size=2)
-    queues = CascadeQueues(server, [policies.Cascade(1, 0, False, threshold=-0.25)])
+    engine = Doubtful(batch_size=2)
+    queues = CascadeQueues(engine, [routing.Cascade(1, 0, False, threshold=-0.25)])
 
     def as_lists(results):
         return [(tickets.tolist(), index) for tickets, index, _ in results]
@@ -285,8 +286,8 @@ def test_cascade_queues_by_hand():
 
     # Image n is classified small, as n + 1: sure from 3 on.
     assert put(1, 3) == [([103], 1)]
-    assert server.calls == [(1, [1, 3])]
+    assert engine.calls == [(1, [1, 3])]
     assert put(5, 2) == [([105], 1), ([101, 102], 0)]  # the second queue is full
     assert put(2) == [([], 1)]
     assert as_lists(queues.drain()) == [([102], 0)]
-    assert server.calls[1:] == [(1, [5, 2]), (0, [1, 2]), (1, [2]), (0, [2])]
+    assert engine.calls[1:] == [(1, [5, 2]), (0, [1, 2]), (1, [2]), (0, [2])]

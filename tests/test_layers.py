@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.forms import plain_forms, traced_for
-from drnet_jax.mesh import per_device
-from drnet_jax.models.layers import conv, max_pool
+from drnet_jax.devices import per_device
+from drnet_jax.ops import conv, max_pool, plain_forms, traced_for
 from tests.tiny import mesh_of
 
 

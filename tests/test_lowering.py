@@ -8,14 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from drnet_jax.devices import Programs
 from drnet_jax.drnet import DRNet
-from drnet_jax.forms import traced_for
-from drnet_jax.inference import classify_program, scores_program
-from drnet_jax.programs import Programs
+from drnet_jax.inference.engine import classify_program, scores_program
+from drnet_jax.ops import traced_for
 from drnet_jax.resolutions import only
 from drnet_jax.train.objectives import Outcome
+from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
-from drnet_jax.train.state import create_state, make_optimizer
+from drnet_jax.train.state import create_state
 from drnet_jax.train.step import Step
 from tests.tiny import OBJECTIVE, mesh_of, tiny_config
 

@@ -54,7 +54,7 @@ def test_parameter_counts_are_the_published_ones(name, count):
 
 
 def test_parameter_count_of_the_predictor():
-    net = build_predictor(Predictor(name="residual", width=64, resolution=128), 3, "float32")
+    net = build_predictor(Predictor(name="resnet10", width=64, resolution=128), 3, "float32")
     assert parameter_count(net) == 4_907_331
 
 
@@ -73,7 +73,7 @@ def test_squares_of_pixels_become_channels_and_odd_sizes_are_padded():
 
 
 def test_every_network_has_its_count_pinned():
-    assert set(NETWORKS) == {"resnet18", "resnet50", "resnet101", "residual", "convnet"}
+    assert set(NETWORKS) == {"resnet18", "resnet50", "resnet101", "resnet10", "convnet"}
 
 
 def parameter_count(net):
@@ -108,7 +108,7 @@ def test_gradients_equal_pytorch(size):
     torch = pytest.importorskip("torch")
     from tests.torch_reference import to_state_dict, to_torch, torch_twin
 
-    net = build_classifier(dataclasses.replace(MODEL, classifier="residual"), 10)
+    net = build_classifier(dataclasses.replace(MODEL, classifier="resnet10"), 10)
     variables, images, labels = random_variables(net), draw((6, size, size, 3)), np.arange(6)
 
     @jax.jit
@@ -119,7 +119,7 @@ def test_gradients_equal_pytorch(size):
 
         return jax.grad(loss)(params)
 
-    twin = torch_twin(variables, "residual", 10, MODEL.width)
+    twin = torch_twin(variables, "resnet10", 10, MODEL.width)
     torch.nn.functional.cross_entropy(twin(to_torch(images)), torch.from_numpy(labels)).backward()
     found = to_state_dict(gradients(variables["params"]))
     for name, parameter in twin.named_parameters():
@@ -129,7 +129,7 @@ def test_gradients_equal_pytorch(size):
     assert not found
 
 
-@pytest.mark.parametrize("name", ["residual", "convnet"])
+@pytest.mark.parametrize("name", ["resnet10", "convnet"])
 def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
     net = build_classifier(dataclasses.replace(MODEL, classifier=name), 5)
     variables, images, labels = random_variables(net), draw((4, 32, 32, 3)), np.array([0, 1, 2, 3])
@@ -152,7 +152,7 @@ def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
 
 
 def test_bfloat16_computes_low_and_keeps_parameters_statistics_and_logits_high():
-    net = build_classifier(dataclasses.replace(MODEL, classifier="residual", dtype="bfloat16"), 5)
+    net = build_classifier(dataclasses.replace(MODEL, classifier="resnet10", dtype="bfloat16"), 5)
     apply = functools.partial(net.apply, train=True, mutable=[MOMENTS, "intermediates"],
                               capture_intermediates=True)
     logits, state = jax.eval_shape(apply, shapes_of(net), jnp.zeros((2, 32, 32, 3)))

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drnet_jax.forms import traced_for
 from drnet_jax.models.norm import MOMENTS, BatchNorm, update_statistics
+from drnet_jax.ops import traced_for
 
 
 def normalise(x, mask=None, train=True, scale=(1.0, 1.0), bias=(0.0, 0.0), mean=(0.0, 0.0),

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from drnet_jax.cost import Costs, Parameters
+from drnet_jax.devices import AXIS, per_device
 from drnet_jax.errors import UserError
-from drnet_jax.mesh import AXIS, per_device
 from drnet_jax.train.objectives import Feedback, Gumbel, Outcome, make_objective
 from tests.tiny import Trainer, gradients, mesh_of, random_batch, tiny_config
 
@@ -34,7 +34,7 @@ def test_every_batch_costs_the_target_whatever_the_predictor_believes(target):
         assert target - 40 / 64 * 2 <= cost <= target  # a choice or two short of it
 
 
-def test_the_dial_is_of_the_global_batch():
+def test_the_price_is_of_the_global_batch():
     np.testing.assert_array_equal(
         chosen_on(8, OUTCOME, LOGITS, NOISE), chosen_on(1, OUTCOME, LOGITS, NOISE)
     )

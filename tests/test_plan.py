@@ -11,16 +11,17 @@ from pathlib import Path
 import jax
 import pytest
 
-from drnet_jax import buckets, flax_baseline, plan, plan_programs, target
-from drnet_jax.analysis import Failure, analyse
+from drnet_jax import buckets
 from drnet_jax.config import Budget
-from drnet_jax.cost import model_costs
-from drnet_jax.counting import variable_shapes
+from drnet_jax.cost import model_costs, variable_shapes
+from drnet_jax.devices import Program
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
-from drnet_jax.programs import Program
-from drnet_jax.target import Chip, Target
-from drnet_jax.train.state import create_state, make_optimizer
+from drnet_jax.plan import flax_baseline, plan, programs, target
+from drnet_jax.plan.compiler import Failure, analyse
+from drnet_jax.plan.target import Chip, Target
+from drnet_jax.train.optimizer import make_optimizer
+from drnet_jax.train.state import create_state
 from tests.tiny import CLASSES, mesh_of, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_a_device_also_holds_the_state_the_sums_and_two_batches(compiled):
     (8, 500, 600, None),
 ])
 def test_the_largest_batch_is_where_the_memory_ends(rows, whole, half, expected):
-    assert plan_programs.largest_batch(1000.0, rows, whole, half) == expected
+    assert programs.largest_batch(1000.0, rows, whole, half) == expected
 
 
 def test_what_does_not_fit_or_does_not_compile_is_said(compiled):
@@ -239,7 +240,7 @@ def test_the_reference_needs_a_compiler_and_a_resnet():
 def test_a_plan_whose_programs_all_fail_is_still_a_plan(monkeypatch):
     config = tiny_config({"budget.target": 1.2e-5})
     monkeypatch.setattr(
-        plan_programs, "analyse_all",
+        programs, "analyse_all",
         lambda programs: {program.name: Failure(program.name, "no") for program, _ in programs})
     report = plan.plan(config, described(1), None, 0.4, None)
     assert report["largest_batch"] is None

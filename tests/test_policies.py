@@ -6,9 +6,10 @@ The larger the confidence of an image, the surer; the table's are small integers
 import numpy as np
 import pytest
 
-from drnet_jax import policies, routing
+from drnet_jax import routing
 from drnet_jax.errors import UserError
-from drnet_jax.policies import Cascade, Result, Table
+from drnet_jax.evaluation import policies
+from drnet_jax.evaluation.policies import Cascade, Result, Table
 from tests.tiny import COSTS, RIGHT
 
 CLASSIFIER = np.array(COSTS.classifier, float)
@@ -18,7 +19,7 @@ CONFIDENCE = np.array([[0, 0, 5],
                        [0, 0, 2],
                        [0, 0, 3],
                        [0, 0, 4]], float)
-SCORES = np.array([[0.9, 0.2, 0.1],  # moves from the first to the last at a dial of 1
+SCORES = np.array([[0.9, 0.2, 0.1],  # moves from the first to the last at a price of 1
                    [0.5, 0.6, 0.1],  # from the second to the last at 1.25
                    [0.1, 0.2, 0.9],
                    [0.5, 0.7, 0.5],  # at 0.5
@@ -46,10 +47,10 @@ def test_ranks_confidences_and_fusing_by_hand():
     # A tie counts against the label, and nothing is right among what is no number.
     np.testing.assert_array_equal(policies.rank(second, np.array([1, 0])), [0, 1])
     np.testing.assert_array_equal(policies.rank(np.full((1, 3), np.nan), np.array([0])), [2])
-    np.testing.assert_allclose(np.exp(policies.confidence(first)), [0.5, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(routing.confidence(first)), [0.5, 0.8], rtol=1e-6)
     product = np.sqrt([[0.1, 0.21, 0.02], [0.04, 0.04, 0.16]])
     expected = product / product.sum(1, keepdims=True)
-    np.testing.assert_allclose(np.exp(policies.fuse(first, second)), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(routing.fuse(first, second)), expected, rtol=1e-5)
 
 
 def test_table_of_answers_by_hand():
@@ -61,46 +62,46 @@ def test_table_of_answers_by_hand():
     assert table.fused.sum() == 2  # only the larger after the smaller
 
 
-@pytest.mark.parametrize(("target", "dial", "choice", "cost"), [
+@pytest.mark.parametrize(("target", "price", "choice", "cost"), [
     (0.0, 0.0, [0, 1, 2, 1, 0, 2], 65),
     (59.0, 0.5, [0, 1, 2, 2, 0, 2], 320 / 6 + 5),
     (45.0, 0.75, [0, 1, 2, 2, 2, 2], 45),
     (25.0, 1.25, [2, 2, 2, 2, 2, 2], 25),
 ])
-def test_routed_at_a_dial_by_hand(target, dial, choice, cost):
-    found = policies.find_dial(SCORES, COSTS, target)
-    # A hair above, as the dial leaves the last tie behind it.
-    assert dial <= found < dial + 1e-4 if target else found == 0
-    chosen = policies.choose(SCORES, COSTS, found)
+def test_routed_at_a_price_by_hand(target, price, choice, cost):
+    found = policies.price_for(SCORES, COSTS, target)
+    # A hair above, as the price leaves the last tie behind it.
+    assert price <= found < price + 1e-4 if target else found == 0
+    chosen = routing.choose_at(SCORES, COSTS.array, found)
     np.testing.assert_array_equal(chosen, choice)
     result = policies.at_choice(TABLE, COSTS, chosen)
     assert result.mean_cost() == pytest.approx(cost)
     np.testing.assert_array_equal(result.right, RIGHT[range(6), choice])
 
 
-def test_the_dial_keeps_its_distance_from_the_last_image_that_moved():
+def test_the_price_keeps_its_distance_from_the_last_image_that_moved():
     random = np.random.default_rng(0)
     for target in np.linspace(30, 100, 30):
         scores = random.random((15, 3)).astype(np.float32)
-        dial = policies.find_dial(scores, COSTS, target)
+        price = policies.price_for(scores, COSTS, target)
         for noise in (0, *(1e-6 * random.standard_normal((3, 15, 3)))):  # as of another rounding
-            choice = policies.choose((scores + noise).astype(np.float32), COSTS, dial)
+            choice = routing.choose_at((scores + noise).astype(np.float32), COSTS.array, price)
             assert CLASSIFIER[choice].mean() + COSTS.predictor <= target
 
 
 def test_choices_are_those_that_routing_charges_for():
     scores = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
-    for dial in (-0.7, 0.0, 0.7):
-        charged = routing.charge(scores, CLASSIFIER.astype(np.float32), dial)
-        choice = policies.choose(scores, COSTS, dial)
+    for price in (-0.7, 0.0, 0.7):
+        charged = routing.charge(scores, CLASSIFIER.astype(np.float32), price)
+        choice = routing.choose_at(scores, COSTS.array, price)
         np.testing.assert_array_equal(choice, routing.choose(charged))
         assert choice.dtype == np.int32
 
 
 def test_tied_scores_move_together():
     scores = np.tile(np.array([[0.9, 0.5, 0.1]], np.float32), (8, 1))
-    dial = policies.find_dial(scores, COSTS, 90.0)
-    assert (policies.choose(scores, COSTS, dial) != 0).all()  # below the target, and far from it
+    price = policies.price_for(scores, COSTS, 90.0)
+    assert (routing.choose_at(scores, COSTS.array, price) != 0).all()  # below the target, and far from it
 
 
 @pytest.mark.parametrize(("target", "again", "threshold"), [
@@ -205,11 +206,11 @@ def test_cross_fit_by_hand():
 
 @pytest.mark.parametrize("target", [0, 25, 65, 105])
 def test_targets_that_routing_can_meet(target):
-    policies.check_target(COSTS, target)
+    COSTS.check_budget(target)
 
 
 @pytest.mark.parametrize("target", [20, 24.9, 105.2, 1e9])
 def test_targets_that_it_cannot_meet_are_told_with_the_range(target):
     message = r"expected 2\.5e-08 \(.*8 px for all\) to 1\.05e-07 \(.*16 px for all\)"
     with pytest.raises(UserError, match=message):
-        policies.check_target(COSTS, target)
+        COSTS.check_budget(target)

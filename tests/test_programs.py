@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.programs import Program, Programs
+from drnet_jax.devices import Program, Programs
 from tests.tiny import mesh_of
 
 

@@ -1,6 +1,6 @@
 """The report as text, on the tables that `test_evaluate` works by hand."""
 
-from drnet_jax import evaluate, report
+from drnet_jax.evaluation import evaluate, report
 from tests.test_evaluate import COSTS, TableServer, batches
 
 
@@ -27,6 +27,6 @@ def test_the_tables_by_hand():
 
 def test_a_missed_target_is_said_with_its_reason():
     text = text_at(60)
-    assert "budget: 60 asked for, 58 realised, at dial 0.5" in text
+    assert "budget: 60 asked for, 58 realised, at price 0.5" in text
     assert "warning: routing costs -2.8%" in text and "nearly the same scores" in text
     assert "warning" not in text_at(45.5)

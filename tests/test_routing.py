@@ -19,21 +19,14 @@ def test_four_choices_by_hand():
     choice = routing.choose(logits)
     assert choice.dtype == jnp.int32
     np.testing.assert_array_equal(choice, [0, 1, 2, 0])
-    np.testing.assert_array_equal(routing.choose(routing.perturb(logits, noise)), [2, 2, 2, 0])
-
-
-def test_perturb_adds_noise_to_log_probabilities():
-    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [30.0, 30.0, 60.0]]))  # need not sum to 1
-    noise = jnp.array([[0.5, -1.0, 2.0], [0.0, 0.25, 0.0]])
-    expected = np.log([[0.125, 0.25, 0.625], [0.25, 0.25, 0.5]]) + noise
-    np.testing.assert_allclose(routing.perturb(logits, noise), expected, rtol=1e-6)
+    np.testing.assert_array_equal(routing.choose(jax.nn.log_softmax(logits) + noise), [2, 2, 2, 0])
 
 
 def test_gumbel_choices_follow_the_softmax():
     logits = jnp.array([1.2, 0.0, -0.7])
     draws = 20_000
     noise = jax.random.gumbel(jax.random.key(0), (draws, 3))
-    choice = routing.choose(routing.perturb(jnp.tile(logits, (draws, 1)), noise))
+    choice = routing.choose(jax.nn.log_softmax(jnp.tile(logits, (draws, 1))) + noise)
     expected = draws * softmax(np.array(logits, float))
     assert stats.chisquare(np.bincount(choice, minlength=3), expected).pvalue > 0.01
     # The test has teeth: it tells a neighbouring distribution apart.
@@ -68,30 +61,30 @@ def test_shuffled_keeps_the_mix_and_is_seeded():
     assert (dealt != choice).any() and (dealt != routing.shuffled(choice, 4)).any()
 
 
-# --- The dial ------------------------------------------------------------------------------------
+# --- The price ------------------------------------------------------------------------------------
 
 COSTS = jnp.array([100.0, 60.0, 20.0])
 SCORES = jnp.array([[0.9, 0.8, 0.1], [0.9, 0.2, 0.1], [0.9, 0.9, 0.9], [0.5, 0.6, 0.0]])
 
 
-@pytest.mark.parametrize(("dial", "choice"), [
-    # Scores less dial * (1, 0.6, 0.2); ties go to the larger resolution.
+@pytest.mark.parametrize(("price", "choice"), [
+    # Scores less price * (1, 0.6, 0.2); ties go to the larger resolution.
     (0.0, [0, 0, 0, 1]), (0.1, [0, 0, 2, 1]), (0.5, [1, 0, 2, 1]), (0.98, [1, 0, 2, 1]),
     (1.1, [1, 2, 2, 1]), (2.0, [2, 2, 2, 2]), (-1.0, [0, 0, 0, 0]),
 ])
-def test_the_dial_trades_scores_for_cost_by_hand(dial, choice):
-    np.testing.assert_array_equal(routing.choose(routing.charge(SCORES, COSTS, dial)), choice)
+def test_the_price_trades_scores_for_cost_by_hand(price, choice):
+    np.testing.assert_array_equal(routing.choose(routing.charge(SCORES, COSTS, price)), choice)
 
 
 @pytest.mark.parametrize(("target", "cost"), [
     (100, 100), (70, 70), (60, 60), (45, 40), (20, 20), (10, 20), (1000, 100),
 ])
-def test_the_dial_meets_a_target_from_below(target, cost):
-    dial = routing.dial_for(SCORES, COSTS, target)
-    choice = routing.choose(routing.charge(SCORES, COSTS, dial))
+def test_the_price_meets_a_target_from_below(target, cost):
+    price = routing.search_price(SCORES, COSTS, target)
+    choice = routing.choose(routing.charge(SCORES, COSTS, price))
     assert COSTS[choice].mean() == cost
-    if 20 < cost < 100:  # and no smaller dial does
-        less = routing.choose(routing.charge(SCORES, COSTS, dial - 1e-3))
+    if 20 < cost < 100:  # and no smaller price does
+        less = routing.choose(routing.charge(SCORES, COSTS, price - 1e-3))
         assert COSTS[less].mean() > target
 
 
@@ -99,28 +92,28 @@ def test_the_dial_meets_a_target_from_below(target, cost):
 @pytest.mark.parametrize("target", [30.0, 55.0, 90.0])
 def test_a_thousand_images_cost_what_was_asked_for(objective, target):
     logits = 3 * jax.random.normal(jax.random.key(0), (1000, 3))
-    scores = routing.scores(logits, objective)
-    dial = routing.dial_for(scores, COSTS, target)
-    choice = routing.choose(routing.charge(scores, COSTS, dial))
+    scores = routing.SCORES[objective](logits)
+    price = routing.search_price(scores, COSTS, target)
+    choice = routing.choose(routing.charge(scores, COSTS, price))
     np.testing.assert_allclose(COSTS[choice].mean(), target, rtol=2e-3)
 
 
-def test_candidates_of_the_same_cost_do_not_confuse_the_dial():
+def test_candidates_of_the_same_cost_do_not_confuse_the_price():
     costs = jnp.array([100.0, 100.0, 25.0])
     scores = jax.random.uniform(jax.random.key(0), (1000, 3))
-    choice = routing.choose(routing.charge(scores, costs, routing.dial_for(scores, costs, 60.0)))
+    choice = routing.choose(routing.charge(scores, costs, routing.search_price(scores, costs, 60.0)))
     np.testing.assert_allclose(costs[choice].mean(), 60, rtol=2e-3)
     assert (np.bincount(choice) > 0).all()
 
 
-def test_a_single_candidate_needs_no_dial():
+def test_a_single_candidate_needs_no_price():
     scores = jnp.array([[0.3], [0.7]])
-    dial = routing.dial_for(scores, COSTS[:1], 100.0)
-    np.testing.assert_array_equal(routing.choose(routing.charge(scores, COSTS[:1], dial)), [0, 0])
+    price = routing.search_price(scores, COSTS[:1], 100.0)
+    np.testing.assert_array_equal(routing.choose(routing.charge(scores, COSTS[:1], price)), [0, 0])
 
 
 def test_scores_of_either_objective():
     logits = jnp.array([0.0, jnp.log(3.0), -jnp.log(3.0)])
-    np.testing.assert_allclose(routing.scores(logits, "outcome"), [0.5, 0.75, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(routing.SCORES["outcome"](logits), [0.5, 0.75, 0.25], rtol=1e-6)
     shares = np.array([1, 3, 1 / 3]) / (1 + 3 + 1 / 3)
-    np.testing.assert_allclose(routing.scores(logits, "gumbel"), np.log(shares), rtol=1e-5)
+    np.testing.assert_allclose(routing.SCORES["gumbel"](logits), np.log(shares), rtol=1e-5)

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from drnet_jax.config import Stage
-from drnet_jax.train.state import create_state, learning_rate, make_optimizer
+from drnet_jax.train.optimizer import learning_rate, make_optimizer
+from drnet_jax.train.state import create_state
 from tests.tiny import assert_close, assert_equal, tiny_config, tiny_drnet
 
 STAGE = Stage(epochs=8, learning_rate=0.8, warmup_epochs=2, decay_epochs=3, decay_factor=0.1)

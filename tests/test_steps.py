@@ -15,11 +15,10 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from drnet_jax import buckets, images
+from drnet_jax.devices import AXIS, Program, Programs, put_batch
 from drnet_jax.drnet import DRNet
-from drnet_jax.mesh import AXIS, put_batch
-from drnet_jax.models.layers import conv
-from drnet_jax.programs import Program, Programs
-from drnet_jax.train import steps
+from drnet_jax.ops import conv
+from drnet_jax.train import device as device_step
 from tests.tiny import (
     CLASSES,
     OBJECTIVE,
@@ -56,7 +55,7 @@ class Device:
 
     def dense(self, choice):
         def dense(*args):
-            return steps.dense(self.drnet, self.batch_size, *args)
+            return device_step.dense(self.drnet, self.batch_size, *args)
 
         return self._run("dense", dense, self.batch, make_plan(choice))
 
@@ -69,13 +68,13 @@ class Device:
 
     def bucket(self, index, size, batch, choice):
         def bucket(*args):
-            return steps.bucket(self.drnet, index, size, self.batch_size, 0.0, False, *args)
+            return device_step.bucket(self.drnet, index, size, self.batch_size, 0.0, False, *args)
 
         return self._run(f"bucket {index} x{size}", bucket, batch, make_plan(choice))
 
     def _run(self, name, function, batch, plan):
         def run(params, batch_stats, batch, plan):
-            zeros = steps.start(self.drnet, params, batch_stats, batch)
+            zeros = device_step.start(self.drnet, params, batch_stats, batch)
             sums = function(params, batch_stats, batch, plan, zeros)
             return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), sums)
 
@@ -147,7 +146,7 @@ def test_garbage_in_padded_rows_changes_no_bit(device, index):
 
 
 def test_the_plan_in_which_everyone_is_everywhere():
-    plan = steps.everyone(tiny_drnet(), random_batch(5))
+    plan = device_step.everyone(tiny_drnet(), random_batch(5))
     np.testing.assert_array_equal(plan.order, np.arange(5)[:, None].repeat(R, 1))
     np.testing.assert_array_equal(plan.counts, [[5] * R])
 
@@ -189,7 +188,7 @@ def reference(trainer, variables, batch, noise):
     size = len(batch["label"])
 
     def log_probabilities(params, images):
-        logits, moments = drnet.route(params, batch_stats, images, True)
+        logits, moments = drnet.score(params, batch_stats, images, True)
         return jax.nn.log_softmax(logits), moments
 
     choose = jax.jit(lambda image, g: jnp.argmax(log_probabilities(params, image)[0] + g, -1))

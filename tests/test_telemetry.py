@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax import telemetry
 from drnet_jax.cost import Costs, Parameters
-from drnet_jax.programs import Compilation
-from drnet_jax.telemetry import Telemetry, Window
+from drnet_jax.devices import Compilation
+from drnet_jax.train import telemetry
+from drnet_jax.train.telemetry import Telemetry, Window
 
 COSTS = Costs((32, 16), (100, 20), 5, Parameters(1, 1, 1))
 

@@ -19,17 +19,17 @@ from flax import traverse_util
 from drnet_jax import config_files
 from drnet_jax.config import Config, parse
 from drnet_jax.cost import Costs, Parameters
+from drnet_jax.devices import Programs, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet
-from drnet_jax.mesh import data_mesh, put_batch, replicated
 from drnet_jax.models.layers import Conv
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import Bottleneck, ResNet
-from drnet_jax.programs import Programs
+from drnet_jax.train.device import Plan, plan_of
 from drnet_jax.train.objectives import Gumbel, Objective
+from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
-from drnet_jax.train.state import TrainState, make_optimizer
+from drnet_jax.train.state import TrainState
 from drnet_jax.train.step import Step
-from drnet_jax.train.steps import Plan, plan_of
 
 RESOLUTIONS = (16, 12, 8)
 CLASSES = 7

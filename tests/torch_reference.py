@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
 
-from drnet_jax.torch_baseline import ResNet
+from drnet_jax.benchmark.torch_baseline import ResNet
 
 NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias",
          "mean": "running_mean", "var": "running_var"}

@@ -1,11 +1,10 @@
 """Prepares a tfds data set for training: python -m drnet_jax.data.prepare --name mnist --dir D."""
 
-import argparse
 import sys
 
 import tensorflow_datasets as tfds
 
-from drnet_jax.data import shapes  # which also registers it with tfds
+from drnet_jax.data import shapes
 from drnet_jax.errors import UserError
 
 
@@ -49,20 +48,7 @@ def prepare(name: str, directory: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", required=True, help="tfds data set, e.g. imagenet2012")
-    parser.add_argument("--dir", default="", help="where to put it; tfds's default if not given")
-    args = parser.parse_args()
-    try:
-        builder = prepare(args.name, args.dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    splits = [f"{key} ({split.num_examples})" for key, split in builder.info.splits.items()]
-    print(f"{args.name} is ready in {builder.data_path}: {', '.join(splits)}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from drnet_jax.commands import main
+
+    main(["drnet", "prepare", *sys.argv[1:]])

@@ -1,14 +1,14 @@
 """`drnet_shapes`: drawn images that say how much resolution they need, so routing can be checked.
 
 Twelve classes: four silhouettes, each solid, striped horizontally or striped vertically. With the
-base size B = 64, `smallest_scale` is the smallest fraction of B at which the class can be told:
+base size B = 64, `needed_scale` is the smallest fraction of B at which the class can be told:
 
     0.5   solid: any size, clearly brighter or darker than the background
     0.75  striped and large: stripes with a period of 3 pixels
     1.0   striped and small: stripes with a period of 2 pixels
 
 What is needed can be predicted at half the size, from the object's size and its being solid or
-not; the direction of the stripes, and so the class, cannot be told below `smallest_scale`. For an
+not; the direction of the stripes, and so the class, cannot be told below `needed_scale`. For an
 antialiased (triangle filter) reduction by s scales a grating of frequency f by sinc(f s)^2, and
 what survives beyond the new Nyquist frequency is folded back. At 3/4, period 2 keeps a third and
 appears as period 4; at 1/2 it cancels exactly; period 3 keeps a half at 3/4, and an eighth at 1/2,
@@ -51,7 +51,7 @@ class DrnetShapes(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict({
                 "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="png"),
                 "label": tfds.features.ClassLabel(names=CLASSES),
-                "smallest_scale": tfds.features.Scalar(np.float32),
+                "needed_scale": tfds.features.Scalar(np.float32),
             }),
             supervised_keys=("image", "label"),
         )
@@ -66,11 +66,11 @@ class DrnetShapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, seed: int, count: int):
         for index, (image, label, scale) in enumerate(draw(seed, count)):
             _, png = cv2.imencode(".png", image[..., ::-1])
-            yield index, {"image": png.tobytes(), "label": label, "smallest_scale": scale}
+            yield index, {"image": png.tobytes(), "label": label, "needed_scale": scale}
 
 
 def draw(seed: int, count: int) -> Iterator[tuple[np.ndarray, int, float]]:
-    """Yields `count` times (image uint8 [73, 73, 3] RGB, label, smallest_scale)."""
+    """Yields `count` times (image uint8 [73, 73, 3] RGB, label, needed_scale)."""
     rng = np.random.default_rng(seed)
     for start in range(0, count, 240):
         index = np.arange(start, min(start + 240, count))

@@ -21,7 +21,7 @@ class Source(Protocol):
     """Random access to the labelled images of one split; can be pickled for worker processes.
 
     An example is {"image": encoded bytes, "label": int} and, where the data set knows it,
-    "smallest_scale": float, the smallest fraction of the base size at which its class can be told.
+    "needed_scale": float, the smallest fraction of the base size at which its class can be told.
     """
 
     classes: tuple[str, ...]
@@ -91,7 +91,7 @@ class TfdsSource:
                 f"{', '.join(builder.info.splits)}"
             ) from error
         self._name = f"{name}/{split}"
-        self._has_scale = "smallest_scale" in kinds
+        self._has_scale = "needed_scale" in kinds
         self.classes = tuple(kinds["label"].names)
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class TfdsSource:
         row = self._rows[index]
         example = {"image": row["image"], "label": int(row["label"])}
         if self._has_scale:
-            example["smallest_scale"] = float(row["smallest_scale"])
+            example["needed_scale"] = float(row["needed_scale"])
         return example
 
     def key(self, index: int) -> str:

@@ -17,7 +17,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
     "resnet50": ResNet50,
     "resnet101": ResNet101,
-    "residual": ResNet10,
+    "resnet10": ResNet10,
     "convnet": ConvNet,
 }
 

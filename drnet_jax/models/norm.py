@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.forms import on_cpu
+from drnet_jax.ops import on_cpu
 
 MOMENTS = "moments"  # collection in which a training pass leaves what `update_statistics` needs
 

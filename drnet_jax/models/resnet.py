@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.models.layers import Conv, dense_init, max_pool
+from drnet_jax.models.layers import Conv, dense_init
 from drnet_jax.models.norm import BatchNorm
+from drnet_jax.ops import max_pool
 
 
 class BasicBlock(nn.Module):

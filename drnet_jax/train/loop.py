@@ -14,23 +14,23 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from drnet_jax import buckets, outcomes
+from drnet_jax import buckets
 from drnet_jax.checkpoint import Checkpoints, Meta, check_compatible, open_existing
-from drnet_jax.config import Config
+from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import Batch, check_source, train_batches
 from drnet_jax.data.sources import Source, open_source, resolve_classes
+from drnet_jax.devices import Programs, check_batch, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
-from drnet_jax.inference import Server
-from drnet_jax.mesh import check_batch, data_mesh, put_batch, replicated
-from drnet_jax.policies import GIGA
-from drnet_jax.programs import Programs
-from drnet_jax.telemetry import HINT, Telemetry, Window
+from drnet_jax.evaluation import outcomes
+from drnet_jax.inference.engine import Engine
 from drnet_jax.train.objectives import Objective, make_objective
+from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
-from drnet_jax.train.state import STAGES, TrainState, create_state, make_optimizer
+from drnet_jax.train.state import TrainState, create_state
 from drnet_jax.train.step import Step
+from drnet_jax.train.telemetry import HINT, Telemetry, Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,10 @@ def _run_stage(
     )
     if newest:
         abstract = jax.eval_shape(create, key)
-        state = run.checkpoints.restore(newest.step, abstract, batches, run.mesh)
+        model, training = run.checkpoints.restore(
+            newest.step, abstract.model, abstract.training, batches, run.mesh
+        )
+        state = TrainState(**model, **training)
         telemetry.say(f"going on from step {newest.step} ({stage})")
     else:
         # Created under its sharding: moved there later, the step would compile twice.
@@ -305,7 +308,7 @@ def _steps(
                 telemetry.say(f"warning: step {number}: {HINT}")
             if saved:
                 metrics = _validate(run, stage, number, state) if validated else {}
-                run.checkpoints.save(state, batches, Meta(
+                run.checkpoints.save(state.model, state.training, batches, Meta(
                     stage=stage, step=number, stage_end=number == last, config=config,
                     classes=run.train_source.classes, metrics=metrics,
                     bucket_sizes=step.sizes.by_resolution(run.drnet.resolutions),
@@ -330,9 +333,9 @@ def _check_finite(run: Run, step: int, index: np.ndarray, sums: dict[str, Any]) 
 
 def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str, float]:
     """Validates as the stage trains: at every resolution, or routed; `top1` ranks checkpoints."""
-    server = Server(
+    engine = Engine(
         run.drnet, state.params, state.batch_stats, run.config.evaluation.batch_size,
-        run.evaluation_programs, run.config.router.objective, run.costs,
+        run.evaluation_programs, run.costs,
     )
 
     def batches() -> Iterable[Batch]:
@@ -342,18 +345,18 @@ def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str,
         at = {
             f"top1_{resolution}": float(outcome.hits(1).mean())
             for resolution, outcome in zip(
-                run.costs.resolutions, outcomes.at_every_resolution(server, batches), strict=True
+                run.costs.resolutions, outcomes.at_every_resolution(engine, batches), strict=True
             )
         }
         found = {"top1": float(np.mean(list(at.values())))} | at
     else:
-        dial = outcomes.find_dial(server, batches, run.costs, run.config.budget.target * GIGA)
-        result = outcomes.run(server, batches(), outcomes.routed(server, dial))
+        price = outcomes.find_price(engine, batches, run.costs, run.config.budget.target * GIGA)
+        result = outcomes.run(engine, batches(), outcomes.routed(engine, price))
         mix = result.mix(len(run.costs.resolutions)).tolist()
         found = {
             "top1": float(result.hits(1).mean()),
             "cost": run.costs.mean(mix, with_predictor=True),
-            "dial": dial,
+            "price": price,
             **{f"share_{size}": share
                for size, share in zip(run.costs.resolutions, mix, strict=True)},
         }

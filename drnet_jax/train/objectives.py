@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from drnet_jax import losses, routing
-from drnet_jax.config import Config
+from drnet_jax import routing
+from drnet_jax.config import GIGA, Config
 from drnet_jax.cost import Costs
-from drnet_jax.mesh import AXIS
-from drnet_jax.policies import GIGA, check_target
+from drnet_jax.devices import AXIS
 
 
 class Feedback(NamedTuple):
@@ -28,7 +28,7 @@ class Feedback(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Gumbel:
+class GumbelObjective:
     """The paper's: straight-through Gumbel-softmax and a cost regulariser (Eqs. 6-11)."""
 
     costs: tuple[int, ...]  # multiply-adds of the classifier at each resolution, [R]
@@ -36,9 +36,13 @@ class Gumbel:
     eta: float
     temperature: float
 
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """Log-probabilities of choosing each resolution, [B, R], of predictor logits [B, R]."""
+        return routing.SCORES["gumbel"](logits)
+
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
         """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R] (Eq. 9)."""
-        return routing.choose(routing.perturb(logits, noise))
+        return routing.choose(self.scores(logits) + noise)
 
     def loss(self, logits: jax.Array, feedback: Feedback) -> tuple[jax.Array, jax.Array]:
         """The predictor's loss over this device's samples, from its logits, float32 [B, R].
@@ -50,22 +54,22 @@ class Gumbel:
         costs = jnp.array(self.costs, jnp.float32)  # large networks are beyond int32
 
         def penalty(mix: jax.Array) -> jax.Array:
-            mean = losses.mean_cost(mix, costs)
-            return self.eta * losses.cost_regulariser(mean, costs, self.alpha)
+            mean = mean_cost(mix, costs)
+            return self.eta * cost_regulariser(mean, costs, self.alpha)
 
         value, mix_grad = jax.value_and_grad(penalty)(feedback.mix)
-        soft = routing.relax(routing.perturb(logits, feedback.noise), self.temperature)
+        soft = routing.relax(self.scores(logits) + feedback.noise, self.temperature)
         grad = feedback.choice_grad + mix_grad / feedback.count
         return jnp.sum(soft * grad), value * logits.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class OutcomeObjective:
     """The predictor estimates, for each resolution, the probability of a right answer.
 
     It learns from what became of each sample at the one resolution that it was sent to, by
     cross-entropy against the probability that the classifier gave the label. Who goes where follows
-    from the estimates and a dial that is set in every step so that the batch costs the target: the
+    from the estimates and a price that is set in every step so that the batch costs the target: the
     budget holds from the first step to the last, whatever the predictor believes, and no weight of
     a regulariser needs tuning. Noise on the estimates lets every resolution be tried.
     """
@@ -74,13 +78,17 @@ class Outcome:
     target: float  # mean multiply-adds of an image at its resolution, predictor excluded
     exploration: float  # scale of the Gumbel noise, in units of probability
 
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """Probabilities of a right answer at each resolution, [B, R], of predictor logits."""
+        return routing.SCORES["outcome"](logits)
+
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
         """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R]."""
         costs = jnp.array(self.costs, jnp.float32)
-        scores = routing.scores(logits, "outcome") + self.exploration * noise
+        scores = self.scores(logits) + self.exploration * noise
         everyone = jax.lax.all_gather(scores, AXIS, tiled=True)
-        dial = routing.dial_for(everyone, costs, self.target)
-        return routing.choose(routing.charge(scores, costs, dial))
+        price = routing.search_price(everyone, costs, self.target)
+        return routing.choose(routing.charge(scores, costs, price))
 
     def loss(self, logits: jax.Array, feedback: Feedback) -> tuple[jax.Array, jax.Array]:
         """The predictor's loss over this device's samples, from its logits, float32 [B, R].
@@ -91,11 +99,11 @@ class Outcome:
         """
         chosen = jnp.take_along_axis(logits, feedback.choice[:, None], axis=1)[:, 0]
         right = jnp.exp(-feedback.cross_entropy)
-        total = jnp.sum(losses.binary_cross_entropy(chosen, right))
+        total = jnp.sum(binary_cross_entropy(chosen, right))
         return total / feedback.count, jax.lax.stop_gradient(total)
 
 
-Objective = Gumbel | Outcome
+Objective = GumbelObjective | OutcomeObjective
 
 
 def make_objective(config: Config, costs: Costs) -> Objective:
@@ -105,7 +113,43 @@ def make_objective(config: Config, costs: Costs) -> Objective:
         UserError: if no mix of the resolutions costs `config.budget.target`.
     """
     router, target = config.router, GIGA * config.budget.target
-    check_target(costs, target)
+    costs.check_budget(target)
     if router.objective == "gumbel":
-        return Gumbel(costs.classifier, router.alpha * GIGA, router.eta, router.temperature)
-    return Outcome(costs.classifier, target - costs.predictor, router.exploration)
+        return GumbelObjective(costs.classifier, router.alpha * GIGA, router.eta, router.temperature)
+    return OutcomeObjective(costs.classifier, target - costs.predictor, router.exploration)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label], float32 [B], of logits [B, C] and integer labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """Cross-entropy, float32 [B], of softmax(logits [B, C]) against probabilities [B, C]."""
+    return optax.softmax_cross_entropy(logits, probabilities)
+
+
+def binary_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """Cross-entropy, float32 [B], of sigmoid(logits [B]) against probabilities [B]."""
+    return optax.sigmoid_binary_cross_entropy(logits, probabilities)
+
+
+def mean_cost(mix: jax.Array, costs: jax.Array) -> jax.Array:
+    """E[F] of Eq. 6: mix [R], the share of the global batch at each resolution, and costs [R]."""
+    return jnp.dot(mix, costs)
+
+
+def cost_regulariser(mean: jax.Array, costs: jax.Array, alpha: float) -> jax.Array:
+    """L_reg of Eq. 7: how far the mean cost exceeds the target, on the scale of the candidates'.
+
+    Args:
+        mean: scalar, E[F] over the global batch, in multiply-adds.
+        costs: [R], multiply-adds of the classifier at each resolution.
+        alpha: target in multiply-adds, predictor excluded.
+
+    Returns:
+        Scalar; zero, and without gradient, when the mean is at or below the target. Zero for a
+        single candidate, for which nothing can be chosen.
+    """
+    span = jnp.max(costs) - jnp.min(costs)
+    return jnp.where(span > 0, jax.nn.relu(mean - alpha) / jnp.where(span > 0, span, 1), 0.0)

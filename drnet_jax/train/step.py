@@ -11,15 +11,14 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from drnet_jax.devices import AXIS, Program, Programs, per_device, split
 from drnet_jax.drnet import DRNet, Tree
-from drnet_jax.mesh import AXIS, per_device, split
-from drnet_jax.programs import Program, Programs
 from drnet_jax.resolutions import only
-from drnet_jax.train import steps
+from drnet_jax.train import device
+from drnet_jax.train.device import Plan, Sums
 from drnet_jax.train.objectives import Objective
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.steps import Plan, Sums
 
 EVERYWHERE, SPLIT = P(), P(AXIS)
 
@@ -42,7 +41,7 @@ class Step:
     estimator: str  # "selected" or "dense"
     sizes: Sizes
     objective: Objective
-    distillation: float  # of pretraining, see `steps.bucket`
+    distillation: float  # of pretraining, see `device.bucket`
 
     def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
         """Runs one step; `key` is folded with the step's number."""
@@ -114,8 +113,8 @@ class Step:
     @functools.cached_property
     def begin_program(self) -> Program:
         def begin(params, batch_stats, batch):
-            sums = steps.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
-            return steps.everyone(self.drnet, batch), _to_global(sums)
+            sums = device.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
+            return device.everyone(self.drnet, batch), _to_global(sums)
 
         specs = (EVERYWHERE, EVERYWHERE, SPLIT)
         return Program.mapped("begin", self.mesh, begin, specs, (SPLIT, SPLIT))
@@ -123,10 +122,10 @@ class Step:
     @functools.cached_property
     def route_program(self) -> Program:
         def route(params, batch_stats, batch, noise):
-            plan, counts = steps.route(
+            plan, counts = device.route(
                 self.drnet, self.objective, params, batch_stats, batch, noise
             )
-            sums = steps.start(self.drnet, params, batch_stats, batch)
+            sums = device.start(self.drnet, params, batch_stats, batch)
             return plan, _to_global(sums), counts
 
         specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT)
@@ -154,7 +153,7 @@ class Step:
 
         def bucket(params, batch_stats, batch, plan, sums):
             global_batch = batch["label"].shape[0] * self.mesh.size
-            return _to_global(steps.bucket(
+            return _to_global(device.bucket(
                 self.drnet, index, size, global_batch, distillation, whole,
                 params, batch_stats, batch, plan, _to_local(sums),
             ))
@@ -168,7 +167,7 @@ class Step:
     def dense_program(self) -> Program:
         def dense(params, batch_stats, batch, plan, sums):
             global_batch = batch["label"].shape[0] * self.mesh.size
-            return _to_global(steps.dense(
+            return _to_global(device.dense(
                 self.drnet, global_batch, params, batch_stats, batch, plan, _to_local(sums)
             ))
 
@@ -178,7 +177,7 @@ class Step:
     @functools.cached_property
     def pretrain_program(self) -> Program:
         def update(state, sums):
-            return steps.pretrain_update(self.optimizer, state, _to_local(sums))
+            return device.pretrain_update(self.optimizer, state, _to_local(sums))
 
         specs, out_specs = (EVERYWHERE, SPLIT), (EVERYWHERE, EVERYWHERE)
         return Program.mapped("update of stage 1", self.mesh, update, specs, out_specs, donate=(0,))
@@ -186,7 +185,7 @@ class Step:
     @functools.cached_property
     def finetune_program(self) -> Program:
         def update(state, batch, noise, plan, sums):
-            return steps.finetune_update(
+            return device.finetune_update(
                 self.drnet, self.optimizer, self.objective, state, batch, noise, plan,
                 _to_local(sums),
             )

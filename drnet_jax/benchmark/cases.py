@@ -1,0 +1,246 @@
+"""What the benchmark times: training steps, inference, and the same network in PyTorch."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from drnet_jax.benchmark.timing import Case
+from drnet_jax.config import Config
+from drnet_jax.cost import TRAINING_PASSES, Costs
+from drnet_jax.devices import AXIS, Programs, cores, per_device, put_batch, replicated
+from drnet_jax.drnet import DRNet, Tree
+from drnet_jax.errors import UserError
+from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.queues import Queues
+from drnet_jax.train.device import Plan, Sums, plan_of
+from drnet_jax.train.objectives import make_objective
+from drnet_jax.train.optimizer import make_optimizer
+from drnet_jax.train.sizes import Sizes
+from drnet_jax.train.state import TrainState
+from drnet_jax.train.step import Step
+
+STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
+STREAM = 12  # batches of a routed stream: enough for the queues to fill
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant(Case):
+    """A case with the work that it does."""
+
+    group: str  # "training" or "inference"
+    multiply_adds: float  # an image, by the convention of `drnet_jax.benchmark`
+    padded: float = 0.0  # share of padding in the rows that the classifier is run on
+
+
+def deal(mix: np.ndarray, images: int, seed: int) -> np.ndarray:
+    """Choices int32 [images] in the proportions mix [R], as exactly as whole images allow."""
+    ends = np.round(np.cumsum(mix) / np.sum(mix) * images).astype(int)
+    choice = np.repeat(np.arange(len(mix), dtype=np.int32), np.diff(ends, prepend=0))
+    return np.random.default_rng(seed).permutation(choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForcedStep(Step):
+    """A finetuning step whose images go where a table sends them.
+
+    The predictor runs and is waited for as in any step; only its choice is replaced.
+    """
+
+    choices: Iterator[np.ndarray]  # int32 [B], for each step the next
+
+    def route(
+        self, state: TrainState, batch: Tree, key: jax.Array
+    ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
+        _, noise, sums, counts = super().route(state, batch, key)
+        jax.block_until_ready(counts)
+        plan, counts = self.deal_out(next(self.choices).tobytes())
+        return plan, noise, sums, counts
+
+    @functools.cached_property
+    def deal_out(self) -> Callable[[bytes], tuple[Plan, np.ndarray]]:
+        """Choices -> their plan, and the largest count of each bucket over the devices, int [R]."""
+        def deal_out(choice: jax.Array):
+            plan = plan_of(choice, len(self.drnet.resolutions))
+            return plan, jax.lax.pmax(plan.counts[0], AXIS)
+
+        mapped = jax.jit(per_device(self.mesh, deal_out, P(AXIS), (P(AXIS), P())))
+
+        @functools.lru_cache(1)  # most benchmarks repeat theirs
+        def remembered(choice: bytes) -> tuple[Plan, np.ndarray]:
+            batch = {"choice": np.frombuffer(choice, np.int32)}
+            plan, counts = mapped(put_batch(self.mesh, batch)["choice"])
+            return plan, np.asarray(counts)
+
+        return remembered
+
+
+def training(
+    config: Config, drnet: DRNet, costs: Costs, mesh: Mesh, batch: dict[str, np.ndarray],
+    choice: np.ndarray, new_programs: Callable[[], Programs],
+) -> Iterator[Contestant]:
+    """Steps of a plain classifier at the base size, and of finetuning, dense and bucketed."""
+    size, key = len(choice), jax.device_put(jax.random.key(config.seed), replicated(mesh))
+    batch = put_batch(mesh, batch)
+
+    def step(kind: type[Step], drnet: DRNet, stage: str, estimator: str, **forced: Any) -> Step:
+        return kind(
+            drnet=drnet, optimizer=make_optimizer(config, stage, STEPS_PER_EPOCH), mesh=mesh,
+            programs=new_programs(), stage=stage, estimator=estimator,
+            sizes=Sizes(config.bucket_multiple, lead=0),
+            objective=make_objective(config, costs),
+            distillation=0.0,  # a single candidate has no other to teach, and finetuning has none
+            **forced,
+        )
+
+    def contestant(
+        name: str, step: Step, multiply_adds: float, padded: float = 0.0
+    ) -> Contestant:
+        state = _initial_state(step, key)
+
+        def call() -> Tree:
+            nonlocal state
+            state, metrics = step(state, batch, key)
+            return metrics
+
+        return Contestant(name, size, call, "training", TRAINING_PASSES * multiply_adds, padded)
+
+    # Pretraining with a single candidate is plain training.
+    plain = dataclasses.replace(
+        drnet, resolutions=drnet.resolutions[:1], norm_keys=drnet.norm_keys[:1]
+    )
+    yield contestant("static", step(Step, plain, "pretrain", "selected"), costs.classifier[0])
+    choices = itertools.repeat(choice)
+    dense = step(ForcedStep, drnet, "finetune", "dense", choices=choices)
+    yield contestant("dense", dense, sum(costs.classifier) + costs.predictor)
+    bucketed = step(ForcedStep, drnet, "finetune", "selected", choices=choices)
+    local = size // mesh.size
+    slots = bucketed.sizes.advance(bucketed.deal_out(choice.tobytes())[1].tolist(), local)
+    yield contestant("bucketed", bucketed, _mean_cost(costs, choice), 1 - local / sum(slots))
+
+
+def _initial_state(step: Step, key: jax.Array) -> TrainState:
+    def create(key: jax.Array) -> TrainState:
+        params, batch_stats = step.drnet.init(key)
+        if step.stage == "pretrain":  # no routing: no predictor to carry along
+            params |= {"predictor": {}}
+            batch_stats |= {"predictor": {}}
+        return TrainState(jax.numpy.int32(0), params, batch_stats, step.optimizer.init(params))
+
+    return jax.jit(create, out_shardings=replicated(step.mesh))(key)
+
+
+def _mean_cost(costs: Costs, choice: np.ndarray) -> float:
+    mix = np.bincount(choice, minlength=len(costs.resolutions)) / len(choice)
+    return costs.mean(mix.tolist(), with_predictor=True)
+
+
+def inference(
+    drnet: DRNet, costs: Costs, mesh: Mesh, images: np.ndarray, mix: np.ndarray, seed: int,
+    programs: Programs,
+) -> Iterator[Contestant]:
+    """A plain classifier at the base size, routing through queues, and the predictor alone."""
+    variables = jax.jit(drnet.init, out_shardings=replicated(mesh))(jax.random.key(seed))
+    size, resolutions = len(images), len(drnet.resolutions)
+    engine = Engine(drnet, *variables, size, programs, costs)
+    choice = deal(mix, STREAM * size, seed)
+
+    def routed() -> dict[str, np.ndarray]:
+        queues, done = Queues(engine), []
+        for rows in np.split(np.arange(len(choice)), STREAM):
+            engine.choose(images)  # at its price; the table decides
+            done += queues.put(images, choice[rows], rows)
+        done += queues.drain()
+        tickets = np.concatenate([tickets for tickets, *_ in done])
+        return {"chosen": np.bincount(choice[tickets], minlength=resolutions)}
+
+    full = -(-np.bincount(choice, minlength=resolutions) // size) * size
+    for name, per_call, call, cost, padded in (
+        ("static", size, lambda: engine.classify(0, images), costs.classifier[0], 0.0),
+        ("predictor", size, lambda: engine.choose(images), costs.predictor, 0.0),
+        ("routed", len(choice), routed, _mean_cost(costs, choice),
+         1 - len(choice) / int(full.sum())),
+    ):
+        yield Contestant(name, per_call, call, "inference", cost, padded)
+
+
+def pytorch(
+    config: Config, costs: Costs, batch: dict[str, np.ndarray], images: np.ndarray
+) -> Iterator[Contestant]:
+    """The classifier in PyTorch at the base size: a training step, and inference.
+
+    Its images are float and normalised beforehand; ours are normalised within what is timed.
+
+    Raises:
+        UserError: if PyTorch is missing, computes elsewhere than JAX, or has no such network.
+    """
+    model = config.model
+    try:
+        import torch
+
+        from drnet_jax.benchmark.torch_baseline import LAYOUTS, ResNet
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--torch: expected PyTorch, but {error}; install it (pip install torch) or leave "
+            "--torch out"
+        ) from error
+    if model.classifier not in LAYOUTS:
+        raise UserError(
+            f"--torch: expected config.model.classifier to be one of {', '.join(LAYOUTS)}, "
+            f"received {model.classifier!r}; leave --torch out"
+        )
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            f"--torch compares on the CPU, but JAX computes on {jax.default_backend()!r}; set "
+            "JAX_PLATFORMS=cpu or leave --torch out"
+        )
+
+    torch.set_num_threads(cores())
+    dtype = getattr(torch, model.dtype)
+    precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
+    trained_on, served_to = (
+        torch.from_numpy(values).permute(0, 3, 1, 2).float().div(128).sub(1)
+        for values in (batch["image"], images)
+    )
+    labels = torch.from_numpy(batch["label"]).long()
+
+    def network() -> ResNet:
+        net = ResNet(model.classifier, model.classes, model.width)
+        return net.to(memory_format=torch.channels_last)
+
+    trained, served = network(), network().eval()
+    optimizer = torch.optim.SGD(
+        trained.parameters(), config.pretrain.learning_rate, config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+    def train() -> float:
+        optimizer.zero_grad()
+        with precision():
+            loss = torch.nn.functional.cross_entropy(trained(trained_on), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def infer() -> np.ndarray:
+        with torch.inference_mode(), precision():
+            return served(served_to).argmax(1).numpy()
+
+    cost = costs.classifier[0]
+    yield Contestant("pytorch", len(labels), train, "training", TRAINING_PASSES * cost)
+    yield Contestant("pytorch", len(images), infer, "inference", cost)
+
+
+def draw(config: Config, batch_size: int) -> dict[str, np.ndarray]:
+    """A batch of drawn images and labels, uint8 [B, H, W, 3] and int32 [B]."""
+    random, base = np.random.default_rng(config.seed), config.model.resolutions[0]
+    return {
+        "image": random.integers(0, 256, (batch_size, base, base, 3), np.uint8),
+        "label": random.integers(0, config.model.classes, batch_size, np.int32),
+    }

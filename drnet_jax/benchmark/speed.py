@@ -1,0 +1,175 @@
+"""How much of the saved arithmetic is saved time: images per second of training and inference.
+
+    python -m drnet_jax.benchmark --config configs/quickstart.py --mix 0.2,0.3,0.5 --torch
+
+Everything runs in one process on the same drawn images, in turns, after a warm-up that compiles;
+figures are medians over the turns. The choices are not the predictor's: `--mix` deals them out in
+exact proportions, at random over the batch. But the predictor runs, and so does the padding that
+the mix needs (a router's own draws need half of config.bucket_multiple per bucket on average).
+Timed are
+
+    training   static     a step of the plain classifier at the base size: no predictor, no routing
+               dense      a finetuning step that runs all resolutions for all samples
+               bucketed   a finetuning step that runs each sample at its resolution
+    inference  static     the plain classifier at the base size
+               predictor  the predictor alone
+               routed     a stream of batches through the queues of `drnet_jax.inference`
+    both       pytorch    the plain classifier at the base size in PyTorch (`--torch`)
+
+and by itself, from encoded images to training batches, the input pipeline of the config's data.
+
+Multiply-adds are an image's, by `drnet_jax.cost`. A training step counts three times the forward
+pass, of the classifier and of the predictor alike; wherever the predictor runs it is counted, and
+padding never is. The realised fraction is
+
+    (images/s over static's) / (static's multiply-adds over this one's):
+
+1 where time falls as arithmetic does, less where something else takes time.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.benchmark import cases, timing
+from drnet_jax.config import Config
+from drnet_jax.cost import model_costs
+from drnet_jax.data.loader import train_batches
+from drnet_jax.data.sources import open_source
+from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, environment
+from drnet_jax.drnet import DRNet
+from drnet_jax.errors import UserError
+
+INPUT_BATCHES = 4  # of the input pipeline's turn; more than it reads ahead
+
+
+def benchmark(
+    config: Config, mix: Sequence[float] | None, with_torch: bool, repeats: int
+) -> dict[str, Any]:
+    """Measures everything.
+
+    Args:
+        config: with `model.classes` set; training is timed at its `batch_size`, over all devices,
+            and inference at its `evaluation.batch_size`.
+        mix: [R], the share of the images at each resolution; None is the same for all.
+        with_torch: whether to time PyTorch too.
+        repeats: turns of each case.
+
+    Returns:
+        What `--json` prints: "environment", "config", "mix", "repeats", "cases" (see `_row`),
+        "bucketed_over_dense" and "input": {"images_per_second", "slowest", "fastest"} or
+        {"skipped": why}.
+
+    Raises:
+        UserError: if the mix, the batch size or PyTorch will not do, before anything is compiled.
+    """
+    mesh, costs = data_mesh(), model_costs(config, config.model.classes)
+    if mix is None:
+        mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
+    costs.mean(mix, with_predictor=True)  # checks it
+    sizes = {"training": config.batch_size, "inference": config.evaluation.batch_size}
+    for size in sizes.values():
+        check_batch(size, mesh.size)
+    compiled: list[float] = []
+
+    def announce(compilation: Compilation) -> None:
+        compiled.append(compilation.seconds)
+        print(compilation, file=sys.stderr)
+
+    batch, images = (cases.draw(config, size) for size in sizes.values())
+    images = images["image"]
+    torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
+    drnet, shares = DRNet.from_config(config, config.model.classes), np.array(mix)
+    contestants = [
+        *cases.training(
+            config, drnet, costs, mesh, batch, cases.deal(shares, sizes["training"], config.seed),
+            lambda: Programs(announce),
+        ),
+        *cases.inference(
+            drnet, costs, mesh, images, shares, config.seed, Programs(announce)
+        ),
+        *torch,
+    ]
+    timings = timing.measure(contestants, repeats, lambda: sum(compiled))
+    found = {
+        (case.group, case.name): (case, timed)
+        for case, timed in zip(contestants, timings, strict=True)
+    }
+    rates = {key: timed.median for key, (_, timed) in found.items()}
+    return {
+        "environment": environment(mesh),
+        "config": dataclasses.asdict(config),
+        "mix": list(mix),
+        "repeats": repeats,
+        "cases": [_row(key, found) for key in found],
+        "bucketed_over_dense": rates["training", "bucketed"] / rates["training", "dense"],
+        "input": _input(config, repeats),
+    }
+
+
+def _row(
+    key: tuple[str, str], found: dict[tuple[str, str], tuple[cases.Contestant, timing.Timing]]
+) -> dict[str, Any]:
+    """A line of the report, `found` holding all cases by (group, name).
+
+    Returns:
+        "images_per_second", "slowest" and "fastest" of the turns; "multiply_adds" of an image;
+        "over_static", "over_pytorch" (if it was timed), ratios of images/s; "realised"; "padded", a
+        share of the rows; "compile_seconds"; and where the mix was forced "chosen", the images of
+        one call that ran at each resolution [R], as the call itself reports them.
+    """
+    (group, name), (case, timed) = key, found[key]
+    static, static_timed = found[group, "static"]
+    over_static = timed.median / static_timed.median
+    row = {
+        "group": group,
+        "name": name,
+        "images_per_second": timed.median,
+        "slowest": min(timed.rates),
+        "fastest": max(timed.rates),
+        "multiply_adds": case.multiply_adds,
+        "over_static": over_static,
+        "realised": over_static / (static.multiply_adds / case.multiply_adds),
+        "padded": case.padded,
+        "compile_seconds": timed.compile_seconds,
+    }
+    if isinstance(timed.result, dict) and "chosen" in timed.result:
+        row["chosen"] = np.asarray(timed.result["chosen"]).astype(int).tolist()
+    if (group, "pytorch") in found:
+        row["over_pytorch"] = timed.median / found[group, "pytorch"][1].median
+    return row
+
+
+def _input(config: Config, repeats: int) -> dict[str, Any]:
+    """The rate at which training batches come, while nothing else runs; or why not."""
+    try:
+        source = open_source(config.data, training=True)
+        batches = train_batches(
+            source, config.data, size=config.model.resolutions[0],
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        try:
+            # What is read ahead must be used up before the rate is that of decoding.
+            for _ in range(INPUT_BATCHES):
+                next(batches)
+            rates = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                for _ in range(INPUT_BATCHES):
+                    next(batches)
+                rates.append(INPUT_BATCHES * config.batch_size / (time.perf_counter() - began))
+        finally:
+            batches.close()
+    except UserError as error:
+        return {"skipped": str(error)}
+    return {
+        "images_per_second": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+    }

@@ -1,0 +1,78 @@
+"""The same ResNets in plain PyTorch: the yardstick of the tests and of `benchmark --torch`.
+
+Nothing else imports this module, so that PyTorch stays an optional dependency. Modules carry the
+names of their counterparts in `drnet_jax.models.resnet`.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Blocks in each stage, and whether these are bottlenecks.
+LAYOUTS: dict[str, tuple[tuple[int, ...], bool]] = {
+    "resnet10": ((1, 1, 1, 1), False),
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+}
+
+
+def conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, (size - 1) // 2, bias=False)
+
+
+class Block(nn.Module):
+    """A basic block or a bottleneck, with its shortcut."""
+
+    def __init__(self, inputs: int, features: int, stride: int, bottleneck: bool):
+        super().__init__()
+        self.outputs = outputs = features * 4 if bottleneck else features
+        if bottleneck:
+            self.conv1, self.norm1 = conv(inputs, features, 1, 1), nn.BatchNorm2d(features)
+            self.conv2, self.norm2 = conv(features, features, 3, stride), nn.BatchNorm2d(features)
+            self.conv3, self.norm3 = conv(features, outputs, 1, 1), nn.BatchNorm2d(outputs)
+        else:
+            self.conv1, self.norm1 = conv(inputs, features, 3, stride), nn.BatchNorm2d(features)
+            self.conv2, self.norm2 = conv(features, outputs, 3, 1), nn.BatchNorm2d(outputs)
+        self.bottleneck, self.projects = bottleneck, stride > 1 or inputs != outputs
+        if self.projects:
+            self.shortcut_conv = conv(inputs, outputs, 1, stride)
+            self.shortcut_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)))))
+        if self.bottleneck:
+            y = self.norm3(self.conv3(functional.relu(y)))
+        if self.projects:
+            x = self.shortcut_norm(self.shortcut_conv(x))
+        return functional.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Images [B, 3, H, W] -> logits [B, classes]; `name` is a key of LAYOUTS.
+
+    For channels-last kernels: `ResNet(...).to(memory_format=torch.channels_last)`, and the images
+    likewise.
+    """
+
+    def __init__(self, name: str, classes: int, width: int = 64):
+        super().__init__()
+        blocks, bottleneck = LAYOUTS[name]
+        self.stem_conv, self.stem_norm = conv(3, width, 7, 2), nn.BatchNorm2d(width)
+        self.stages = []
+        channels = width
+        for stage, count in enumerate(blocks):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                block = Block(channels, width * 2**stage, stride, bottleneck)
+                self.add_module(f"stage{stage + 1}_block{index + 1}", block)
+                self.stages.append(block)
+                channels = block.outputs
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.stem_norm(self.stem_conv(x)))
+        x = functional.max_pool2d(x, 3, 2, 1)
+        for block in self.stages:
+            x = block(x)
+        return self.head(x.mean((2, 3)))

@@ -1,0 +1,121 @@
+"""Commands: one table for `drnet`, `python -m drnet_jax` and `python -m drnet_jax.main`.
+
+Each is a module of this package, whose `define(values, argv)` defines its flags and returns the
+function that runs it once they are parsed.
+"""
+
+import importlib
+import sys
+from typing import NoReturn
+
+from absl import flags, logging
+
+from drnet_jax.errors import UserError, last_line
+
+COMMANDS = {
+    "train": "train both stages, or go on where a stopped run left off (the default)",
+    "eval": "evaluate a checkpoint under several policies",
+    "cost": "parameters and multiply-adds of a model",
+    "plan": "what a run takes on devices that are not at hand",
+    "benchmark": "images/s of training and inference",
+    "drift": "programs, waiting and padding of a run whose mix drifts",
+    "prepare": "download a tfds data set and write it as ArrayRecord files",
+}
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Runs `argv`, by default this process's own, and exits with the status of `run`."""
+    sys.exit(run(sys.argv if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command `PROGRAM [COMMAND] [--FLAGS]`; without COMMAND or `--mode COMMAND`, train.
+
+    Returns:
+        The exit status: 0, or 2 after a wrong flag or a UserError, of which `error: ...` is printed
+        to stderr. Any other exception is a defect, ours or the config file's, and keeps its
+        traceback.
+    """
+    # orbax tells every rename it makes at INFO.
+    logging.set_verbosity(logging.WARNING)
+    # Into a log file, too, the lines of a long run are to be seen as they come.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        name, rest = _command(argv[1:])
+        if name is None:
+            print(_overview())
+            return 0
+        argv = [argv[0], *_last_of_each_override(rest)]
+        values = flags.FlagValues()
+        module = importlib.import_module(f"drnet_jax.commands.{name}")
+        command = module.define(values, argv)
+        if {"-h", "--help"} & set(argv):
+            print(f"{module.__doc__}\n\nflags:\n{values.get_help(include_special_flags=False)}")
+            return 0
+        if positional := _parse(values, argv)[1:]:
+            raise UserError(f"expected --flags only, received {positional[0]!r}; see --help")
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _command(args: list[str]) -> tuple[str | None, list[str]]:
+    """The command's name, None for the overview, and its own arguments."""
+    if args and args[0] in ("help", "-h", "--help"):
+        return None, []
+    name = "train"
+    if args and not args[0].startswith("-"):
+        name, *args = args
+    elif (mode := _mode(args)) is not None:
+        name, args = mode
+    if name not in COMMANDS:
+        raise UserError(f"expected a command ({', '.join(COMMANDS)}), received {name!r}")
+    return name, args
+
+
+def _mode(args: list[str]) -> tuple[str, list[str]] | None:
+    """`--mode NAME` or `--mode=NAME`, the command as a flag, and the arguments without it."""
+    for at, arg in enumerate(args):
+        if arg.startswith("--mode="):
+            return arg.partition("=")[2], [*args[:at], *args[at + 1 :]]
+        if arg == "--mode" and at + 1 < len(args):
+            return args[at + 1], [*args[:at], *args[at + 2 :]]
+    return None
+
+
+def _last_of_each_override(args: list[str]) -> list[str]:
+    """Of `--config.KEY=VALUE` given twice the last; config_flags would join tuples."""
+    last = {arg.partition("=")[0]: at for at, arg in enumerate(args) if arg.startswith("--config.")}
+    return [arg for at, arg in enumerate(args) if last.get(arg.partition("=")[0], at) == at]
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {does}" for name, does in COMMANDS.items()]
+    return "\n".join(["usage: drnet COMMAND [--FLAGS]; drnet COMMAND --help", "", *lines])
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    try:
+        return values(argv)
+    except flags.Error as error:
+        raise UserError(str(_user_error(error) or error)) from error
+    # An override reads the config: here config_flags lets the errors of doing so through.
+    except OSError as error:
+        raise UserError(f"--config: {last_line(error)}") from error
+    except (AttributeError, KeyError) as error:
+        reason = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+        raise UserError(
+            f"--config.KEY=VALUE: unknown key {'; '.join(str(reason).splitlines())}"
+        ) from error
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The UserError that absl and config_flags have wrapped in errors of their own, if any."""
+    found = None
+    while error := error.__context__:
+        found = error if isinstance(error, UserError) else found
+    return found

@@ -1,0 +1,65 @@
+"""Images/s of training and inference: drnet benchmark --config configs/quickstart.py --torch."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from drnet_jax.benchmark.report import markdown, text
+from drnet_jax.benchmark.speed import benchmark
+from drnet_jax.commands.flags import define_config, define_mix, with_classes
+from drnet_jax.config import Config, parse
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
+    config, mix = define_config(values, argv), define_mix(values)
+    batch = flags.DEFINE_integer(
+        "batch", None, "Batch size; default: config.batch_size in training and "
+        "config.evaluation.batch_size in inference.", lower_bound=1, flag_values=values,
+    )
+    repeats = flags.DEFINE_integer(
+        "repeats", 5, "Turns to take medians over.", lower_bound=1, flag_values=values
+    )
+    torch = flags.DEFINE_bool(
+        "torch", False, "Also time the classifier in PyTorch.", flag_values=values
+    )
+    as_json = flags.DEFINE_bool(
+        "json", False, "Print JSON, with the whole config, for tables.", flag_values=values
+    )
+    dtypes = flags.DEFINE_list(
+        "dtypes", None, "Compute types to measure one after the other, such as bfloat16,float32; "
+        "default: config.model.dtype.", flag_values=values,
+    )
+    out = flags.DEFINE_string(
+        "out", None, "Directory for all reports as benchmark.json, and as a table benchmark.md.",
+        flag_values=values,
+    )
+
+    def command() -> None:
+        shares, checked = mix(), with_classes(config())
+        if batch.value:
+            evaluation = dataclasses.replace(checked.evaluation, batch_size=batch.value)
+            checked = dataclasses.replace(
+                checked, batch_size=batch.value, evaluation=evaluation
+            )
+        configs = [with_dtype(checked, dtype) for dtype in dtypes.value or [checked.model.dtype]]
+        if out.value:
+            Path(out.value).mkdir(parents=True, exist_ok=True)
+        reports = []
+        for each in configs:
+            report = benchmark(each, shares, torch.value, repeats.value)
+            print(json.dumps(report, indent=2) if as_json.value else text(report))
+            reports.append(report)
+        if out.value:
+            (Path(out.value) / "benchmark.json").write_text(json.dumps(reports, indent=2) + "\n")
+            (Path(out.value) / "benchmark.md").write_text(markdown(reports) + "\n")
+
+    return command
+
+
+def with_dtype(config: Config, dtype: str) -> Config:
+    """The config with another `model.dtype`; raises UserError if it is none."""
+    values = dataclasses.asdict(config)
+    return parse(values | {"model": values["model"] | {"dtype": dtype}})

@@ -1,0 +1,129 @@
+"""What a router gains over chance, and how surely: figures about a routed evaluation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from drnet_jax.cost import Costs
+from drnet_jax.evaluation.policies import Result, best_random_mix, oracle_choice
+
+RESAMPLES = 1000
+LEVEL = 0.95  # of the bootstrap intervals
+
+# Means [..., K] -> numbers [...], or [..., P].
+Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def resampled_means(columns: np.ndarray, seed: int) -> np.ndarray:
+    """Means of columns [N, K] over bootstrap resamples of the rows: float64 [RESAMPLES, K]."""
+    count, random = len(columns), np.random.default_rng(seed)
+    # How often a resample holds each row is all that a mean needs of it.
+    return np.stack([
+        np.bincount(random.integers(count, size=count), minlength=count) @ columns / count
+        for _ in range(RESAMPLES)
+    ])
+
+
+def with_intervals(
+    columns: np.ndarray, statistics: Statistics, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Statistics of the column means, each as {"value", "interval": [low, high]} (lists: [P]).
+
+    Args:
+        columns: float [N, K], one row an image.
+        statistics: numbers by name, from the means of the columns.
+        seed: of the resamples.
+    """
+    values = statistics(columns.mean(axis=0))
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {
+        name: {
+            "value": values[name].tolist(),
+            "interval": np.quantile(resampled, ends, axis=0).tolist(),
+        }
+        for name, resampled in statistics(resampled_means(columns, seed)).items()
+    }
+
+
+def over_best_mix(
+    right: np.ndarray, results: Sequence[Result], costs: Costs, seed: int
+) -> dict[str, Any]:
+    """Each policy's top-1 less that of the best random mix of the same cost.
+
+    Args:
+        right: bool [N, R], whether each resolution answers each image right.
+        results: what P policies make of the same images.
+        costs: of the model.
+        seed: of the bootstrap, over images: policies, prices and thresholds stay as they are.
+
+    Returns:
+        {"value": [P], "interval": [[P], [P]]}, see `with_intervals`.
+    """
+    classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
+
+    def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
+        fixed, top1, spent = np.split(means, [resolutions, resolutions + len(results)], axis=-1)
+        return {"gain": top1 - best_random_mix(classifier, fixed[..., None, :], spent)}
+
+    columns = [right, *(each.right for each in results), *(each.cost for each in results)]
+    return with_intervals(np.column_stack(columns).astype(float), statistics, seed)["gain"]
+
+
+def router_gains(
+    right: np.ndarray, choice: np.ndarray, routed_right: np.ndarray, costs: Costs, seed: int
+) -> dict[str, dict[str, Any]]:
+    """What routing gains, with intervals over images (the price stays as it is).
+
+    Args:
+        right: bool [N, R], whether each resolution answers each image right.
+        choice: int [N], where the router sent it.
+        routed_right: bool [N], whether it was answered right there.
+        costs: of the model.
+        seed: of the bootstrap.
+
+    Returns:
+        Numbers by name, see `with_intervals`: "top1"; "over_same_mix", top-1 less that of a random
+        mix of the same proportions; "over_best_mix", less that of the best random mix of the same
+        cost, where routing pays for the predictor and the mix does not (`best_random_mix`); and
+        "of_oracle", the latter as a share of what the oracle gains over the same mix (or over that
+        of its own cost where that is higher), 0 where that is nothing.
+    """
+    classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
+    best = oracle_choice(right, classifier)
+    columns = np.column_stack([
+        right, choice[:, None] == np.arange(resolutions), routed_right, right.any(axis=1),
+        classifier[best],
+    ]).astype(float)
+
+    def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
+        fixed, mix = means[..., :resolutions], means[..., resolutions : 2 * resolutions]
+        top1, oracle, oracle_cost = np.moveaxis(means[..., 2 * resolutions :], -1, 0)
+        spent = mix @ classifier + costs.predictor
+        gain = top1 - best_random_mix(classifier, fixed, spent)
+        most = oracle - best_random_mix(classifier, fixed, np.maximum(spent, oracle_cost))
+        return {
+            "top1": top1,
+            "over_same_mix": top1 - (fixed * mix).sum(axis=-1),
+            "over_best_mix": gain,
+            "of_oracle": np.where(most > 0, gain / np.where(most > 0, most, 1), 0.0),
+        }
+
+    return with_intervals(columns, statistics, seed)
+
+
+def agreement(right: np.ndarray, choice: np.ndarray, costs: Costs) -> np.ndarray:
+    """How many images whose cheapest right resolution is i (row) were sent to j (column).
+
+    int [R, R], of right [N, R] and choice [N]; images that no resolution gets right do not count.
+    """
+    some = right.any(axis=1)
+    cheapest = oracle_choice(right, np.array(costs.classifier, float))
+    return counts(cheapest[some], choice[some], (right.shape[1], right.shape[1]))
+
+
+def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often each pair of a row and a column number, both int [N], comes up: int `shape`."""
+    table = np.zeros(shape, int)
+    np.add.at(table, (rows, columns), 1)
+    return table

@@ -1,0 +1,80 @@
+"""Report: an evaluation as tables and sentences."""
+
+from typing import Any
+
+from drnet_jax.formatting import interval, short, table
+
+
+def text_report(report: dict[str, Any]) -> str:
+    """The report as tables and sentences."""
+    base = report["policies"][0]["multiply_adds"]
+    sizes = "/".join(map(str, report["resolutions"]))
+    lines = [
+        f"{report['images']} images, batch size {report['batch_size']}; cost is in multiply-adds "
+        "an image, the predictor's included where it runs (routed), and of all passes (cascade)",
+        table([
+            ("", "top-1 %", "top-5 %", "cost", "of base", "images/s", f"% at {sizes}"),
+            *(_row(policy, base) for policy in report["policies"]),
+        ]),
+        "",
+        *_budget_lines(report["budget"]),
+        *_router_lines(report["router"], report["resolutions"]),
+        "",
+        *_cascade_lines(report["policies"]),
+    ]
+    if "at_or_above_needed_scale" in report:
+        share = 100 * report["at_or_above_needed_scale"]
+        lines.append(f"sent at or above the smallest resolution known to suffice: {share:.1f} %")
+    return "\n".join(lines)
+
+
+def _row(policy: dict[str, Any], base: float) -> tuple[str, ...]:
+    top1 = f"{100 * policy['top1']:.2f}"
+    if "top1_deviation" in policy:
+        top1 += f" ±{100 * policy['top1_deviation']:.2f}"
+    return (
+        policy["name"], top1, f"{100 * policy['top5']:.2f}", short(policy["multiply_adds"]),
+        f"{policy['multiply_adds'] / base:.3f}", f"{policy['images_per_second']:.0f}",
+        "/".join(f"{100 * share:.0f}" for share in policy["mix"]),
+    )
+
+
+def _budget_lines(budget: dict[str, Any]) -> list[str]:
+    if not budget["target"]:
+        return ["budget: none; each image goes where the predictor would send it (price 0)"]
+    line = (
+        f"budget: {short(budget['target'])} asked for, {short(budget['multiply_adds'])} "
+        f"realised, at price {budget['price']:.4g} (found on the scores alone, without labels)"
+    )
+    return [line, *([f"warning: {budget['missed']}"] if "missed" in budget else [])]
+
+
+def _router_lines(router: dict[str, Any], resolutions: list[int]) -> list[str]:
+    def gain(name: str, form: str) -> str:
+        found = router["gains"][name]
+        return interval(found["value"], *found["interval"], form)
+
+    return [
+        "routed, with 95 % intervals over images:",
+        table([
+            ("top-1 %", gain("top1", ".2f")),
+            ("points over a random mix of the same proportions", gain("over_same_mix", "+.2f")),
+            ("points over the best random mix of the same cost", gain("over_best_mix", "+.2f")),
+            ("% of what the oracle gains over such a mix", gain("of_oracle", ".1f")),
+            ("entropy of the mix in nats", f"{router['entropy']:.3f}"),
+        ]),
+        "",
+        table([
+            ("images by smallest right resolution", *(f"sent to {size}" for size in resolutions)),
+            *((f"{size} px", *map(str, row))
+              for size, row in zip(resolutions, router["agreement"], strict=True)),
+        ]),
+    ]
+
+
+def _cascade_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"cascade at the cost of routing: {policy['cascades']} (chosen for each half of the "
+        "images by the other half)"
+        for policy in rows if "cascades" in policy
+    ]

@@ -1,0 +1,177 @@
+"""Operations: convolution, pooling and resize, each as it is defined and as CPUs run it fastest.
+
+What decides on the form is the devices that a program is traced *for*: a mesh of TPUs described on
+a host without any gets the forms that TPUs are to run. Accelerators get every operation as it is
+defined, which is the form that their compilers know how to fuse.
+"""
+
+import functools
+from contextlib import AbstractContextManager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+HIGHEST = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
+
+# JAX traces a function anew for each value of it. None: where JAX computes here.
+_platform = jax.make_user_context(None)
+
+
+def traced_for(platform: str) -> AbstractContextManager[None]:
+    """Traces operations in the forms for "cpu", "gpu" or "tpu", whatever devices there are here."""
+    return _platform(platform)
+
+
+def traced_for_mesh(mesh: Mesh) -> AbstractContextManager[None]:
+    """Traces operations in the forms for a mesh's devices, unless others are asked for."""
+    return _platform(_platform.value or mesh.devices.flat[0].platform)
+
+
+def plain_forms() -> AbstractContextManager[None]:
+    """Traces operations as they are defined: for counting."""
+    return _platform("none")
+
+
+def on_cpu() -> bool:
+    """Whether to trace the form made for CPUs."""
+    return (_platform.value or jax.default_backend()) == "cpu"
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolves x [S, H, W, in] with kernel [k, k, in, out], k odd, padding (k-1)//2."""
+    size, features = kernel.shape[0], kernel.shape[-1]
+    if on_cpu():
+        edge = -(-min(x.shape[1:3]) // stride)
+        # XLA CPU is slow at the weight gradient of 1x1 convolutions, which matrix products have
+        # not; at maps smaller than the kernel, which it convolves by naive loops; and from 512
+        # channels on, where copying the patches costs less than it saves. No form for accelerators:
+        # there products over flattened pixels move more bytes, and jax 0.10.1 aborts on some
+        # (openxla/xla#47381).
+        if size == 1 or edge < size or features >= 512:
+            return _product(x, kernel, stride)
+        # With few channels in and out, too: the stem of a small network runs folded.
+        if stride == 2 and x.shape[-1] < 8 and features < 64:
+            return _folded_conv(x, kernel)
+    pad = (size - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`conv` as one matrix product over patches, which for a 1x1 kernel are the pixels."""
+    patches = _patches(x, kernel.shape[0], stride)
+    # Two axes: with four, XLA CPU copies the operands of the weight gradient transposed.
+    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(*patches.shape[:3], kernel.shape[-1])
+
+
+def _folded_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`conv` of stride 2, with pairs of columns folded into channels, which costs no copy."""
+    (height, width, channels), (size, features) = x.shape[1:], (kernel.shape[0], kernel.shape[-1])
+    pad, blocks = (size - 1) // 2, (size + 1) // 2
+    left = pad % 2  # a column of zeros on this side of the kernel lets windows begin at a pair
+    columns = 2 * (-(-width // 2) + blocks - 1)
+    before = pad + left
+    x = jnp.pad(x, ((0, 0), (pad, pad), (before, columns - before - width), (0, 0)))
+    kernel = jnp.pad(kernel, ((0, 0), (left, 1 - left), (0, 0), (0, 0)))
+    return jax.lax.conv_general_dilated(
+        x.reshape(-1, height + 2 * pad, columns // 2, 2 * channels),
+        kernel.reshape(size, blocks, 2 * channels, features),
+        (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 maximum with stride 2 and padding 1: [S, H, W, C] -> [S, ceil(H/2), ceil(W/2), C].
+
+    On CPU equal maxima share their gradient; elsewhere the first takes it. After a ReLU, which
+    stops the gradient of equal zeros, that makes no difference.
+    """
+    if on_cpu():
+        # Down the rows, then the columns: XLA CPU is slow at windows, backwards above all.
+        return _max_of_three(_max_of_three(x, 1), 2)
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """[S, H, W, C] -> [S, ceil(H/stride), ceil(W/stride), size * size * C]."""
+    (height, width), pad = x.shape[1:3], (size - 1) // 2
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return jnp.concatenate([
+        x[:, row : row + height : stride, column : column + width : stride]
+        for row in range(size) for column in range(size)
+    ], axis=-1)
+
+
+def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
+    """The maximum of x[2i-1], x[2i] and x[2i+1] along one axis, for every i."""
+    length = x.shape[axis]
+    widths = [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)]
+    x = jnp.pad(x, widths, constant_values=-jnp.inf)
+    first, second, third = (
+        jax.lax.slice_in_dim(x, start, start + length, stride=2, axis=axis) for start in range(3)
+    )
+    return jnp.maximum(jnp.maximum(first, second), third)
+
+
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
+
+    The weights of `jax.image.resize`, applied to rows and then to columns.
+    """
+    height, width = images.shape[1:3]
+    if (height, width) == (size, size):
+        return images.astype(jnp.float32)
+    rows, columns = _weights(height, size), _weights(width, size)
+    if on_cpu():
+        return _resize_on_cpu(images, rows, columns)
+    # A weight matrix for all channels at once moves more bytes, and has products for which jax
+    # 0.10.1 finds no tiles on GPUs.
+    images = jnp.einsum("hs,bhwc->bswc", rows, images.astype(jnp.float32), precision=HIGHEST)
+    return jnp.einsum("wt,bswc->bstc", columns, images, precision=HIGHEST)
+
+
+def _resize_on_cpu(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """`resize` with the channels kept interleaved, so that nothing is transposed."""
+    batch, height, width, channels = images.shape
+    images = _weigh_taps(rows, images.reshape(batch, height, width * channels))
+    # In bands, which leave out most of the zeros.
+    return jnp.concatenate([
+        jnp.einsum("bsw,wt->bst", images[..., used], band, precision=HIGHEST)
+        for used, band in _bands(np.kron(columns, np.eye(channels, dtype=np.float32)))
+    ], axis=-1).reshape(batch, rows.shape[1], columns.shape[1], channels)
+
+
+def _bands(weights: np.ndarray, count: int = 6) -> list[tuple[slice, np.ndarray]]:
+    """Splits a banded matrix into groups of columns, each with the rows in which it is not zero."""
+    bands = []
+    for band in np.array_split(weights, count, axis=1):
+        used = np.flatnonzero(band.any(axis=1))
+        rows = slice(used[0], used[-1] + 1)
+        bands.append((rows, band[rows]))
+    return bands
+
+
+def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:
+    """einsum("hs,bhw->bsw") by the few nonzero weights of each column: no operand is transposed."""
+    old, new = weights.shape
+    taps = int(np.count_nonzero(weights, axis=0).max())
+    first = np.minimum(np.argmax(weights > 0, axis=0), old - taps)
+    return sum(
+        images[:, first + tap].astype(jnp.float32) * weights[first + tap, np.arange(new)][:, None]
+        for tap in range(taps)
+    )
+
+
+@functools.cache
+def _weights(old: int, new: int) -> np.ndarray:
+    """float32 [old, new]: the triangle filter, widened when shrinking, columns of sum 1."""
+    scale = max(old / new, 1)
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(old)[:, None] - centre) / scale)
+    return (weights / weights.sum(0)).astype(np.float32)
