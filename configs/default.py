@@ -1,4 +1,8 @@
-"""Every key of a run, with the paper's values; the other configs only override."""
+"""Every key of a run; the other configs only override.
+
+Networks, resolutions, optimiser and schedule are the paper's. The router is not: it learns outcomes
+and keeps to a budget; configs/imagenet_resnet50.py has the paper's.
+"""
 
 from ml_collections import ConfigDict
 
@@ -12,6 +16,10 @@ def get_config(argument: str = "") -> ConfigDict:
         "bucket_multiple": 8,  # per-device bucket sizes are multiples of this, or the whole batch
         "bucket_lead": 300,  # steps a new bucket size compiles in the background before it is used
         "log_every": 20,  # steps between lines in metrics.jsonl and TensorBoard
+        "resolutions": (224, 168, 112),  # candidates, largest (the base size) first
+        "budget": 2.8,  # mean cost in 1e9 multiply-adds, predictor included; 0: none ("gumbel")
+        # Parameters, sums of gradients, statistics and logits are float32 in any case.
+        "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
         "data": {
             "name": "imagenet2012",  # a tfds data set, or "folder" (train/<class>/*, val/<class>/*)
             "dir": "",  # where it lies; "" is tfds's own default directory
@@ -22,57 +30,56 @@ def get_config(argument: str = "") -> ConfigDict:
             "workers": 0,  # decoding processes per host; 0 decodes in threads only
             "threads": 16,  # decoding threads per process
         },
-        "model": {
-            "classifier": "resnet50",  # a name in drnet_jax.models, or "package.module:function"
-            "width": 64,  # channels of the classifier's first stage
+        "classifier": {
+            "name": "resnet50",  # a name in drnet_jax.models, or "package.module:function"
+            "width": 1.0,  # multiplies the published number of channels
             "classes": 0,  # number of classes; 0 takes what the data set says
-            "resolutions": (224, 168, 112),  # candidates, largest (the base size) first
             "resolution_aware_norm": True,  # BatchNorms per resolution; False shares one set
-            # Parameters, sums of gradients, statistics and logits are float32 in any case.
-            "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
         },
         "predictor": {
             "name": "resnet10",  # a name in drnet_jax.models, or "package.module:function"
-            "width": 64,  # channels of the predictor's first stage
+            "width": 1.0,  # multiplies the published number of channels
             "resolution": 128,  # size at which the predictor sees the image
         },
         "router": {
             "objective": "outcome",  # what the predictor learns: "outcome", or the paper's "gumbel"
-            "exploration": 0.2,  # "outcome": Gumbel noise on the scores in training, times this
-            "estimator": "selected",  # "gumbel": choice gradient, "selected" (bucketed) or "dense"
-            "temperature": 1.0,  # "gumbel": tau of the soft choice's gradient (Eq. 11)
-            "alpha": 2.5,  # "gumbel": target in 1e9 multiply-adds without predictor (Eq. 7)
-            "eta": 0.2,  # "gumbel": weight of the cost regulariser (Eq. 8)
-            "predictor_rate": 0.1,  # the predictor's learning rate as a share of the classifier's
-        },
-        "budget": {
-            "target": 2.8,  # mean cost in 1e9 multiply-adds, predictor included; 0: none ("gumbel")
+            "gumbel": {
+                "alpha": 2.5,  # target in 1e9 multiply-adds without predictor (Eq. 7)
+                "eta": 0.2,  # weight of the cost regulariser (Eq. 8)
+                "temperature": 1.0,  # tau of the soft choice's gradient (Eq. 11)
+                "estimator": "selected",  # choice gradient: "selected" (bucketed) or "dense"
+            },
+            "outcome": {
+                "exploration": 0.2,  # Gumbel noise on the scores in training, times this
+            },
         },
         "optimizer": {
             "momentum": 0.9,  # SGD momentum
             "weight_decay": 1e-4,  # L2 penalty added to the gradient, as PyTorch's SGD does
             "clip_norm": 0.0,  # clip classifier's and predictor's gradient to this norm; 0: no
             "decay_norms_and_biases": True,  # decay BatchNorm scale and bias, and biases, too
+            "predictor_rate": 0.1,  # the predictor's learning rate as a share of the classifier's
         },
         "pretrain": {
-            "epochs": 70,  # stage 1: all resolutions at once, no predictor; 0 skips it
+            "epochs": 70.0,  # stage 1: all resolutions at once, no predictor; 0 skips it
             "learning_rate": 0.1,  # after warm-up
-            "warmup_epochs": 3,  # linear from 0
-            "decay_epochs": 20,  # multiply the rate by decay_factor every so many epochs
+            "warmup_epochs": 3.0,  # linear from 0
+            "decay_epochs": 20.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
             "distillation": 0.0,  # how far smaller sizes learn the base's answers, not labels: 0-1
         },
         "finetune": {
-            "epochs": 100,  # stage 2: predictor and classifier together; 0 skips it
+            "epochs": 100.0,  # stage 2: predictor and classifier together; 0 skips it
             "learning_rate": 0.1,  # after warm-up
-            "warmup_epochs": 3,  # linear from 0
-            "decay_epochs": 30,  # multiply the rate by decay_factor every so many epochs
+            "warmup_epochs": 3.0,  # linear from 0
+            "decay_epochs": 30.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
             "init_from": "",  # workdir whose stage 1 to start from; "" is this run's own
         },
         "evaluation": {
             "batch_size": 256,  # per host; also the size of the routed queues
-            "every_epochs": 1,  # epochs between evaluations while training (the best is kept)
+            "every_epochs": 1.0,  # epochs between evaluations while training (the best is kept)
+            "speed_images": 2048,  # images, held in memory, by which images/s are measured
         },
         "checkpoint": {
             "every_steps": 1000,  # steps between checkpoints, besides the end of each stage

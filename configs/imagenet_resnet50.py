@@ -12,6 +12,6 @@ from drnet_jax.config_files import default_beside, override
 def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
     config.router.objective = "gumbel"
-    config.budget.target = 0.0
-    config.model.classes = 1000  # known beforehand: costs need no data set
+    config.budget = 0.0
+    config.classifier.classes = 1000  # known beforehand: costs need no data set
     return override(config, argument)

@@ -18,14 +18,14 @@ def get_config(argument: str = "") -> ConfigDict:
     # Crops down to a quarter of the image cost so small a network, in so few epochs, accuracy.
     config.data.crop_area = (0.5, 1.0)
     config.data.threads = 4
-    config.model.classifier = "resnet18"
-    config.model.width = 16
+    config.classifier.name = "resnet18"
+    config.classifier.width = 0.25
     # Multiples of 32, by which ResNet divides: the maps of 48 pixels round up, to 65 % of the cost.
-    config.model.resolutions = (64, 32)
+    config.resolutions = (64, 32)
     config.predictor.name = "convnet"
-    config.predictor.width = 8
+    config.predictor.width = 0.5
     config.predictor.resolution = 32
-    config.budget.target = 0.0067  # of 0.0111 at 64 pixels
+    config.budget = 0.0067  # of 0.0111 at 64 pixels
     config.optimizer.clip_norm = 5.0
     config.optimizer.weight_decay = 5e-4
     # The classifier's rate is that of one run of 22 epochs: 0.1, and 0.01 from the 17th on.
@@ -38,8 +38,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.finetune.learning_rate = 0.01
     config.finetune.warmup_epochs = 0
     config.finetune.decay_epochs = 3
-    config.router.predictor_rate = 10.0
-    config.router.exploration = 0.1  # enough for two candidates: there is none between to lose
+    config.optimizer.predictor_rate = 10.0
+    # Enough for two candidates: there is none between to lose.
+    config.router.outcome.exploration = 0.1
     config.evaluation.batch_size = 128
     config.evaluation.every_epochs = 4
     return override(config, argument)

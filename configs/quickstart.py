@@ -18,14 +18,14 @@ def get_config(argument: str = "") -> ConfigDict:
     # Images are 73 x 73: a 64-pixel crop keeps their pixels, and so their fine stripes, as drawn.
     config.data.crop_area = (0.77, 0.77)
     config.data.crop_ratio = (1.0, 1.0)
-    config.model.classifier = "resnet18"
-    config.model.width = 32
-    config.model.resolutions = (64, 48, 32)
+    config.classifier.name = "resnet18"
+    config.classifier.width = 0.5
+    config.resolutions = (64, 48, 32)
     config.predictor.name = "convnet"
-    config.predictor.width = 16
+    config.predictor.width = 1.0
     config.predictor.resolution = 32
-    config.budget.target = 0.0285  # of 0.0394 at 64 pixels
-    config.router.predictor_rate = 2.0
+    config.budget = 0.0285  # of 0.0394 at 64 pixels
+    config.optimizer.predictor_rate = 2.0
     # A bucket of one or two images now and then has a gradient of its own scale.
     config.optimizer.clip_norm = 1.0
     config.pretrain.epochs = 6

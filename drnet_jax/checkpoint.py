@@ -41,7 +41,7 @@ class Meta:
     bucket_sizes: dict[str, dict[str, int]]
 
     def to_json(self) -> dict[str, Any]:
-        base = self.config.model.resolutions[0]
+        base = self.config.resolutions[0]
         return {
             "stage": self.stage,
             "step": self.step,
@@ -50,7 +50,7 @@ class Meta:
             "classes": list(self.classes),
             "metrics": self.metrics,
             "bucket_sizes": self.bucket_sizes,
-            "resolutions": list(self.config.model.resolutions),
+            "resolutions": list(self.config.resolutions),
             "preprocessing": {
                 "resize": round(base * transforms.RESIZE_OVER_CROP), "crop": base,
                 "mean": list(images.MEAN), "deviation": list(images.DEVIATION),

@@ -1,4 +1,4 @@
-"""From the ConfigDict of a config file to frozen, checked dataclasses.
+"""Configuration: from the ConfigDict of a config file to frozen, checked dataclasses.
 
 `configs/default.py` documents each key. The rest of the package sees only the dataclasses, so a
 misspelt or impossible value never travels further than `parse`.
@@ -7,13 +7,14 @@ misspelt or impossible value never travels further than `parse`.
 import dataclasses
 import itertools
 import json
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from drnet_jax.errors import UserError
 
-GIGA = 1e9  # the unit of config.budget.target and config.router.alpha
+GIGA = 1e9  # the unit of config.budget and config.router.gumbel.alpha
 STAGES = ("pretrain", "finetune")
 
 
@@ -30,36 +31,38 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    classifier: str
-    width: int
+class Classifier:
+    name: str
+    width: float
     classes: int
-    resolutions: tuple[int, ...]
     resolution_aware_norm: bool
-    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
     name: str
-    width: int
+    width: float
     resolution: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Router:
-    estimator: str
-    temperature: float
+class Gumbel:
     alpha: float
     eta: float
-    predictor_rate: float
-    objective: str = "gumbel"
-    exploration: float = 0.1
+    temperature: float
+    estimator: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    target: float = 0.0
+class Outcome:
+    exploration: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    objective: str
+    gumbel: Gumbel
+    outcome: Outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +70,13 @@ class Optimizer:
     momentum: float
     weight_decay: float
     decay_norms_and_biases: bool
-    clip_norm: float = 0.0
+    clip_norm: float
+    predictor_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    epochs: int
+    epochs: float
     learning_rate: float
     warmup_epochs: float
     decay_epochs: float
@@ -81,7 +85,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain(Stage):
-    distillation: float = 0.0
+    distillation: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,8 @@ class Finetune(Stage):
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     batch_size: int
-    every_epochs: int
+    every_epochs: float
+    speed_images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +111,13 @@ class Config:
     seed: int
     batch_size: int
     bucket_multiple: int
+    bucket_lead: int
     log_every: int
+    resolutions: tuple[int, ...]
+    budget: float
+    dtype: str
     data: Data
-    model: Model
+    classifier: Classifier
     predictor: Predictor
     router: Router
     optimizer: Optimizer
@@ -116,12 +125,94 @@ class Config:
     finetune: Finetune
     evaluation: Evaluation
     checkpoint: Checkpoint
-    budget: Budget = Budget()
-    bucket_lead: int = 0
 
     def to_json(self) -> str:
         """The effective config as text; `parse(json.loads(text))` gives it back."""
         return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def stage(self, name: str) -> Stage:
+        """The group of a stage, one of STAGES."""
+        return getattr(self, name)
+
+    def steps(self, stage: str, images: int) -> int:
+        """Steps of a stage with so many training images; epochs may be parts of one."""
+        epochs, per_epoch = self.stage(stage).epochs, images // self.batch_size
+        return max(1, round(epochs * per_epoch)) if epochs else 0
+
+
+POSITIVE = 1e-12  # the least that is more than 0
+
+# The ends are included. A rate or weight has none above but must be finite, as every number must.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 2),
+    "batch_size": (1, 2**20),
+    "bucket_multiple": (1, 2**20),
+    "bucket_lead": (0, 10**6),
+    "log_every": (1, 10**6),
+    "budget": (0, 10**6),
+    "data.workers": (0, 256),
+    "data.threads": (1, 1024),
+    "classifier.width": (POSITIVE, 64),
+    "classifier.classes": (0, 10**6),
+    "predictor.width": (POSITIVE, 64),
+    "router.gumbel.alpha": (POSITIVE, 10**6),
+    "router.gumbel.eta": (0, math.inf),
+    "router.gumbel.temperature": (POSITIVE, math.inf),
+    "router.outcome.exploration": (0, math.inf),
+    "optimizer.momentum": (0, 1 - POSITIVE),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+    "optimizer.predictor_rate": (POSITIVE, math.inf),
+    **{
+        f"{stage}.{key}": ends for stage in STAGES for key, ends in {
+            "epochs": (0, 10**5),
+            "learning_rate": (POSITIVE, math.inf),
+            "warmup_epochs": (0, 10**5),
+            "decay_epochs": (POSITIVE, 10**6),
+            "decay_factor": (POSITIVE, 1),
+        }.items()
+    },
+    "pretrain.distillation": (0, 1),
+    "evaluation.batch_size": (1, 2**16),
+    "evaluation.every_epochs": (POSITIVE, 10**5),
+    "evaluation.speed_images": (1, 2**20),
+    "checkpoint.every_steps": (1, 10**9),
+    "checkpoint.keep": (1, 10**6),
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "router.objective": ("gumbel", "outcome"),
+    "router.gumbel.estimator": ("selected", "dense"),
+}
+
+# Key, what is expected of it, and whether that is so.
+RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
+    ("data.name", "a tfds name or 'folder'", lambda c: bool(c.data.name)),
+    ("data.crop_area", "(low, high) within (0, 1]", lambda c: _is_range(c.data.crop_area, 1)),
+    ("data.crop_ratio", "(low, high), both positive", lambda c: _is_range(c.data.crop_ratio, 1e3)),
+    ("resolutions", "1 to 8 sizes", lambda c: 1 <= len(c.resolutions) <= 8),
+    ("resolutions", "sizes that fall, largest first, without repeats",
+     lambda c: all(a > b for a, b in itertools.pairwise(c.resolutions))),
+    ("resolutions", "sizes of 8 to 4096 pixels",
+     lambda c: all(8 <= size <= 4096 for size in c.resolutions)),
+    ("bucket_multiple", "at most config.batch_size", lambda c: c.bucket_multiple <= c.batch_size),
+    ("classifier.classes", "0 or at least 2", lambda c: c.classifier.classes != 1),
+    ("predictor.resolution", "8 to the base size, the first of config.resolutions",
+     lambda c: 8 <= c.predictor.resolution <= c.resolutions[0]),
+    ("router.gumbel.estimator", "'selected' with config.router.objective='outcome'",
+     lambda c: c.router.objective == "gumbel" or c.router.gumbel.estimator == "selected"),
+    ("budget", "more than 0 (in 1e9 multiply-adds) with config.router.objective='outcome'",
+     lambda c: c.router.objective == "gumbel" or c.budget > 0),
+    ("pretrain.epochs", "at least one stage of more than 0 epochs",
+     lambda c: c.pretrain.epochs + c.finetune.epochs > 0),
+    ("finetune.init_from", "'' unless config.pretrain.epochs is 0 (stage 1 comes from there or "
+     "from here)", lambda c: not c.finetune.init_from or c.pretrain.epochs == 0),
+)
+
+
+def _is_range(ends: tuple[float, ...], upper: float) -> bool:
+    return len(ends) == 2 and 0 < ends[0] <= ends[1] <= upper
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -132,8 +223,32 @@ def parse(values: Mapping[str, Any]) -> Config:
             value; the message names the key, what was expected and what was received.
     """
     config = _build(Config, values, "config")
-    _check(config)
+    for key, (low, high) in RANGES.items():
+        _require(config, key, _between(low, high), low <= _get(config, key) <= high)
+    for key, names in CHOICES.items():
+        _require(config, key, " or ".join(map(repr, names)), _get(config, key) in names)
+    for key, expected, holds in RULES:
+        _require(config, key, expected, holds(config))
     return config
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _between(low: float, high: float) -> str:
+    least = "more than 0" if low == POSITIVE else f"at least {low:g}"
+    if math.isinf(high):
+        return least
+    return f"{least} and {'less than 1' if high == 1 - POSITIVE else f'at most {high:.10g}'}"
+
+
+def _require(config: Config, key: str, expected: str, holds: bool) -> None:
+    if not holds:
+        raise UserError(f"config.{key}: expected {expected}, received {_get(config, key)!r}")
 
 
 def _build(cls: type, values: Any, path: str) -> Any:
@@ -145,13 +260,6 @@ def _build(cls: type, values: Any, path: str) -> Any:
     types = typing.get_type_hints(cls)
     if unknown := sorted(set(values) - set(types)):
         raise UserError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(types)}")
-    # Keys younger than some checkpoints have, as defaults, what those were trained with.
-    defaults = {
-        field.name: dataclasses.asdict(field.default)
-        if dataclasses.is_dataclass(field.default) else field.default
-        for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING
-    }
-    values = defaults | values
     if missing := [name for name in types if name not in values]:
         raise UserError(f"{path}: key {missing[0]!r} is missing; see configs/default.py")
     return cls(**{
@@ -169,99 +277,11 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
         return tuple(_typed(typing.get_args(kind)[0], item, path) for item in value)
     # bool is an int to Python, and an int will do for a float.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(
             f"{path}: expected {kind.__name__}, received {value!r} ({type(value).__name__})"
         )
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{path}: expected a finite number, received {value!r}")
     return value
-
-
-def _check(config: Config) -> None:
-    def require(holds: bool, key: str, expected: str, received: Any) -> None:
-        if not holds:
-            raise UserError(f"config.{key}: expected {expected}, received {received!r}")
-
-    def require_range(key: str, value: tuple[float, ...], expected: str, upper: float) -> None:
-        holds = len(value) == 2 and 0 < value[0] <= value[1] <= upper
-        require(holds, key, expected, value)
-
-    model, router, resolutions = config.model, config.router, config.model.resolutions
-    require(0 <= config.seed < 2**32, "seed", "0 <= seed < 2**32", config.seed)
-    for key in ("batch_size", "bucket_multiple", "log_every"):
-        value = getattr(config, key)
-        require(value >= 1, key, "at least 1", value)
-    require(config.bucket_lead >= 0, "bucket_lead", "at least 0", config.bucket_lead)
-
-    require(bool(config.data.name), "data.name", "a tfds name or 'folder'", config.data.name)
-    require_range("data.crop_area", config.data.crop_area, "(low, high) within (0, 1]", 1.0)
-    require_range("data.crop_ratio", config.data.crop_ratio, "(low, high), both positive", 1e3)
-    require(config.data.workers >= 0, "data.workers", "at least 0", config.data.workers)
-    require(config.data.threads >= 1, "data.threads", "at least 1", config.data.threads)
-
-    require(1 <= len(resolutions) <= 8, "model.resolutions", "1 to 8 sizes", resolutions)
-    require(
-        all(a > b for a, b in itertools.pairwise(resolutions)),
-        "model.resolutions", "sizes that fall, largest first, without repeats", resolutions,
-    )
-    require(min(resolutions) >= 8, "model.resolutions", "sizes of at least 8 pixels", resolutions)
-    require(model.width >= 1, "model.width", "at least 1", model.width)
-    require(model.classes == 0 or model.classes >= 2, "model.classes", "0 or at least 2",
-            model.classes)
-    require(model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'",
-            model.dtype)
-
-    require(config.predictor.width >= 1, "predictor.width", "at least 1", config.predictor.width)
-    require(8 <= config.predictor.resolution <= resolutions[0], "predictor.resolution",
-            f"8 to the base size {resolutions[0]}", config.predictor.resolution)
-
-    require(router.estimator in ("selected", "dense"), "router.estimator", "'selected' or 'dense'",
-            router.estimator)
-    require(router.temperature > 0, "router.temperature", "more than 0", router.temperature)
-    require(router.alpha > 0, "router.alpha", "more than 0 (in 1e9 multiply-adds)", router.alpha)
-    require(router.eta >= 0, "router.eta", "at least 0", router.eta)
-    require(router.predictor_rate > 0, "router.predictor_rate", "more than 0",
-            router.predictor_rate)
-    require(router.objective in ("gumbel", "outcome"), "router.objective", "'gumbel' or 'outcome'",
-            router.objective)
-    require(router.objective == "gumbel" or router.estimator == "selected", "router.estimator",
-            "'selected' with config.router.objective='outcome'", router.estimator)
-    require(router.exploration >= 0, "router.exploration", "at least 0", router.exploration)
-    require(config.budget.target >= 0, "budget.target",
-            "more than 0 (in 1e9 multiply-adds), or 0 for none", config.budget.target)
-    require(router.objective == "gumbel" or config.budget.target > 0, "budget.target",
-            "more than 0 (in 1e9 multiply-adds) with config.router.objective='outcome'",
-            config.budget.target)
-
-    optimizer = config.optimizer
-    require(0 <= optimizer.momentum < 1, "optimizer.momentum", "0 <= momentum < 1",
-            optimizer.momentum)
-    require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "at least 0",
-            optimizer.weight_decay)
-    require(optimizer.clip_norm >= 0, "optimizer.clip_norm", "at least 0 (0 clips nothing)",
-            optimizer.clip_norm)
-
-    for name, stage in (("pretrain", config.pretrain), ("finetune", config.finetune)):
-        require(stage.epochs >= 0, f"{name}.epochs", "at least 0", stage.epochs)
-        require(stage.learning_rate > 0, f"{name}.learning_rate", "more than 0",
-                stage.learning_rate)
-        require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", "at least 0",
-                stage.warmup_epochs)
-        require(stage.decay_epochs > 0, f"{name}.decay_epochs", "more than 0", stage.decay_epochs)
-        require(0 < stage.decay_factor <= 1, f"{name}.decay_factor", "0 < factor <= 1",
-                stage.decay_factor)
-    require(0 <= config.pretrain.distillation <= 1, "pretrain.distillation", "0 to 1",
-            config.pretrain.distillation)
-    require(config.pretrain.epochs + config.finetune.epochs > 0, "pretrain.epochs",
-            "at least one stage of more than 0 epochs", config.pretrain.epochs)
-    require(not config.finetune.init_from or config.pretrain.epochs == 0, "finetune.init_from",
-            "'' unless config.pretrain.epochs is 0 (stage 1 comes from there or from here)",
-            config.finetune.init_from)
-
-    require(config.evaluation.batch_size >= 1, "evaluation.batch_size", "at least 1",
-            config.evaluation.batch_size)
-    require(config.evaluation.every_epochs >= 1, "evaluation.every_epochs", "at least 1",
-            config.evaluation.every_epochs)
-    require(config.checkpoint.every_steps >= 1, "checkpoint.every_steps", "at least 1",
-            config.checkpoint.every_steps)
-    require(config.checkpoint.keep >= 1, "checkpoint.keep", "at least 1", config.checkpoint.keep)

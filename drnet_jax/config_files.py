@@ -23,8 +23,8 @@ def override(config: ConfigDict, argument: str) -> ConfigDict:
 
     Args:
         config: what to override.
-        argument: "key=value,...". A key is one of the `router` group ("alpha=2.5,eta=0.2") or a
-            path from the root ("seed=1,model.resolutions=(224,112)"); "" overrides nothing.
+        argument: "key=value,...". A key is one of the `router.gumbel` group ("alpha=2.5,eta=0.2") or a
+            path from the root ("seed=1,resolutions=(224,112)"); "" overrides nothing.
 
     Returns:
         `config`.
@@ -37,7 +37,7 @@ def override(config: ConfigDict, argument: str) -> ConfigDict:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"config argument: expected key=value,..., received {item!r}")
-        path = f"router.{key}" if key in config.router else key
+        path = f"router.gumbel.{key}" if key in config.router.gumbel else key
         *groups, leaf = path.split(".")
         group = config
         for name in groups:
@@ -45,7 +45,7 @@ def override(config: ConfigDict, argument: str) -> ConfigDict:
         if not isinstance(group, ConfigDict) or leaf not in group:
             raise UserError(
                 f"config argument: unknown key {key!r}; expected one of "
-                f"{', '.join(config.router)}, or a path such as model.classes"
+                f"{', '.join(config.router.gumbel)}, or a path such as classifier.classes"
             )
         if isinstance(group[leaf], ConfigDict):
             raise UserError(f"config argument: {key!r} is a group; expected one of its keys")

@@ -26,7 +26,7 @@ from drnet_jax.config import GIGA, Config
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.ops import plain_forms
-from drnet_jax.resolutions import norm_keys, split
+from drnet_jax.resolutions import split
 
 # A training step counts as three forward passes: forward, and two products per layer back.
 TRAINING_PASSES = 3
@@ -65,7 +65,7 @@ class Costs:
         # A hair more on both sides, so that the ends as the message prints them will do.
         if budget and not 0.999 * low <= budget <= 1.001 * high:
             raise UserError(
-                f"config.budget.target (or --budget): expected {low / GIGA:.4g} (the predictor, "
+                f"config.budget (or --budget): expected {low / GIGA:.4g} (the predictor, "
                 f"and {min(self.resolutions)} px for all) to {high / GIGA:.4g} (the predictor, and "
                 f"{max(self.resolutions)} px for all) 1e9 multiply-adds, received "
                 f"{budget / GIGA:.4g}"
@@ -100,19 +100,19 @@ def model_costs(config: Config, classes: int) -> Costs:
     """The costs of the model that `config` describes.
 
     Args:
-        config: of which `model` and `predictor` matter.
-        classes: of the classifier; `config.model.classes` may leave them to the data set.
+        config: of which the networks and resolutions matter.
+        classes: of the classifier; `config.classifier.classes` may leave them to the data set.
 
     Raises:
         UserError: if a network is unknown or cannot be counted (see `layer_costs`).
     """
     drnet = DRNet.from_config(config, classes)
     classifier, predictor = drnet.classifier, drnet.predictor
-    resolutions = config.model.resolutions
+    resolutions = config.resolutions
     layers = [layer_costs(classifier, resolution) for resolution in resolutions]
     router = layer_costs(predictor, config.predictor.resolution)
     _, norms, _ = split(variable_shapes(classifier, resolutions[0]))
-    extra_sets = len(set(norm_keys(config.model))) - 1
+    extra_sets = len(set(drnet.norm_keys)) - 1
     return Costs(
         resolutions=resolutions,
         classifier=tuple(map(multiply_adds, layers)),

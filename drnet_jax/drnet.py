@@ -29,14 +29,12 @@ class DRNet:
     @classmethod
     def from_config(cls, config: Config, classes: int) -> "DRNet":
         """Builds the networks; raises UserError if the config names none."""
-        model = config.model
+        classifier, sizes = config.classifier, config.resolutions
         return cls(
-            classifier=models.build_classifier(model, classes),
-            predictor=models.build_predictor(
-                config.predictor, len(model.resolutions), model.dtype
-            ),
-            resolutions=model.resolutions,
-            norm_keys=resolutions.norm_keys(model),
+            classifier=models.build_classifier(classifier, classes, config.dtype),
+            predictor=models.build_predictor(config.predictor, len(sizes), config.dtype),
+            resolutions=sizes,
+            norm_keys=resolutions.norm_keys(sizes, classifier.resolution_aware_norm),
             predictor_resolution=config.predictor.resolution,
             scores=routing.SCORES[config.router.objective],
         )

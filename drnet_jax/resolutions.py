@@ -7,23 +7,19 @@ The classifier is an ordinary network that knows no resolution. What belongs to 
 list of names: it is the parameters of every module that owns `batch_stats`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import traverse_util
 
-from drnet_jax.config import Model
-
 Tree = Any  # a nested dict of arrays
 SHARED_NORM = "all"  # the only key of `norms` when all resolutions share one set
 
 
-def norm_keys(model: Model) -> tuple[str, ...]:
-    """The key into `norms` of each candidate resolution, in the order of `model.resolutions`."""
-    if not model.resolution_aware_norm:
-        return (SHARED_NORM,) * len(model.resolutions)
-    return tuple(str(resolution) for resolution in model.resolutions)
+def norm_keys(resolutions: Sequence[int], aware: bool) -> tuple[str, ...]:
+    """The key into `norms` of each candidate resolution: its own if norms are resolution-aware."""
+    return tuple(str(resolution) if aware else SHARED_NORM for resolution in resolutions)
 
 
 def split(variables: Mapping[str, Tree]) -> tuple[Tree, Tree, Tree]:

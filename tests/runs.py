@@ -1,4 +1,4 @@
-"""The real command line in a subprocess, on a folder of small images."""
+"""The command line on a folder of small images, in this process or in one of its own."""
 
 import contextlib
 import os
@@ -10,13 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from drnet_jax import commands
+
 REPOSITORY = Path(__file__).parents[1]
 TINY = {
     "seed": 3, "batch_size": 8, "bucket_multiple": 4, "bucket_lead": 2, "log_every": 1,
     "data.threads": 2, "data.crop_area": (0.5, 1.0),
-    "model.classifier": "tests.tiny:TinyNet", "model.width": 4, "model.resolutions": (32, 24, 16),
-    "predictor.name": "tests.tiny:TinyNet", "predictor.width": 4, "predictor.resolution": 16,
-    "budget.target": 5e-5,
+    "classifier.name": "tests.tiny:TinyNet", "classifier.width": 1.0, "resolutions": (32, 24, 16),
+    "predictor.name": "tests.tiny:TinyNet", "predictor.width": 1.0, "predictor.resolution": 16,
+    "budget": 5e-5,
     "pretrain.epochs": 3, "pretrain.warmup_epochs": 1, "pretrain.learning_rate": 0.02,
     "pretrain.distillation": 0.5,
     "finetune.epochs": 3, "finetune.warmup_epochs": 1, "finetune.learning_rate": 0.02,
@@ -45,6 +47,11 @@ def arguments(images: Path, workdir: Path, overrides: dict | None = None) -> lis
         "--config", str(REPOSITORY / "configs" / "folder.py"), "--workdir", str(workdir),
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]
+
+
+def call(*flags: str) -> int:
+    """Runs a command in this process; returns its exit status."""
+    return commands.run(["drnet", *flags])
 
 
 def start(*flags: str, devices: int = 1, **variables: str) -> subprocess.Popen:

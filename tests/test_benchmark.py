@@ -15,10 +15,11 @@ import pytest
 
 from drnet_jax.benchmark import cases, speed, timing
 from drnet_jax.benchmark.cases import Contestant, ForcedStep, deal
+from drnet_jax.benchmark.report import text as report_text
 from drnet_jax.benchmark.timing import Case, Timing, measure
 from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
-from drnet_jax.train.objectives import Gumbel
+from drnet_jax.train.objectives import GumbelObjective
 from tests.tiny import RESOLUTIONS, Trainer, random_batch, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +36,11 @@ COUNTS = [6, 6, 12]  # of BATCH at MIX
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "drnet_jax.benchmark", "--config=configs/default.py",
-         "--config.model.classifier=tests.tiny:TinyNet", "--config.model.width=4",
-         "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=4",
-         f"--config.model.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
+         "--config.classifier.name=tests.tiny:TinyNet", "--config.classifier.width=1.0",
+         "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
+         f"--config.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
          "--config.bucket_multiple=4", "--config.data.name=folder",
-         "--config.router.objective=gumbel", "--config.budget.target=0", *arguments],
+         "--config.router.objective=gumbel", "--config.budget=0", *arguments],
         cwd=ROOT, text=True, capture_output=True, timeout=300,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS},
     )
@@ -87,8 +88,8 @@ def test_every_case_compiles_something_of_its_own(report):
 def test_multiply_adds(report):
     """A step counts three forward passes; the predictor's belong to all but the static case."""
     overrides = {
-        "model.classes": 2, "predictor.name": "tests.tiny:TinyNet", "predictor.resolution": 8,
-        "predictor.width": 4,
+        "classifier.classes": 2, "predictor.name": "tests.tiny:TinyNet", "predictor.resolution": 8,
+        "predictor.width": 1.0,
     }
     costs = model_costs(tiny_config(overrides), 2)
     large, middle, small = costs.classifier
@@ -144,7 +145,7 @@ def test_what_was_measured_is_on_record(report):
     assert environment["jax"] == jax.__version__
     assert (environment["device"], environment["devices"]) == ("cpu", 1)
     assert environment["variables"]["XLA_FLAGS"] == FLAGS
-    assert report["config"]["model"]["classes"] == 2  # as the folder has
+    assert report["config"]["classifier"]["classes"] == 2  # as the folder has
     sizes = (report["config"]["batch_size"], report["config"]["evaluation"]["batch_size"])
     assert (sizes, report["repeats"]) == ((BATCH, BATCH), 3)
 
@@ -154,7 +155,7 @@ def test_text(report, repeated):
     """Every case is a line under its group; PyTorch's column is there only if it ran."""
     if repeated:
         report = report | {"cases": [row | {"over_pytorch": 1.25} for row in report["cases"]]}
-    lines = speed.text(report).splitlines()
+    lines = report_text(report).splitlines()
     for group in ("training", "inference"):
         header = next(i for i, line in enumerate(lines) if line.startswith(f"{group} "))
         assert lines[header].endswith("over pytorch" if repeated else "compile s")
@@ -166,14 +167,14 @@ def test_text(report, repeated):
 
 
 def test_text_says_why_the_input_pipeline_was_skipped(report):
-    text = speed.text(report | {"input": {"skipped": "there is no data"}})
+    text = report_text(report | {"input": {"skipped": "there is no data"}})
     assert text.splitlines()[-1] == "input pipeline: skipped, for there is no data"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--mix=0.5,x,0.5",), "--mix: expected numbers"),
     (("--batch=0",), "--batch=0"),
-    (("--batch=24",), "config.model.classes: expected a number of classes"),
+    (("--batch=24",), "config.classifier.classes: expected a number of classes"),
 ])
 def test_command_line_errors(arguments, message):
     done = command(*arguments)
@@ -202,7 +203,7 @@ def test_batch_that_does_not_split():
 
 def test_torch_of_another_network():
     pytest.importorskip("torch")
-    with pytest.raises(UserError, match=r"one of residual, resnet18.*received 'tests.tiny:TinyNet"):
+    with pytest.raises(UserError, match=r"one of resnet10, resnet18.*received 'tests.tiny:TinyNet"):
         run(with_torch=True)
 
 
@@ -242,7 +243,7 @@ def forced_step(trainer, choice):
 
 def test_forced_step_is_a_finetuning_step_with_other_choices():
     # The costs of a ResNet-50, which are beyond int32.
-    objective = Gumbel((4_089_184_256, 2_339_000_000, 1_057_000_000), 1e9, 0.2, 1.0)
+    objective = GumbelObjective((4_089_184_256, 2_339_000_000, 1_057_000_000), 1e9, 0.2, 1.0)
     trainer = Trainer(objective=objective)
     trainer.step = forced_step(trainer, [2, 0, 2, 2, 1, 2, 2, 2])
     before = trainer.state()
@@ -336,10 +337,10 @@ def test_row():
 def test_pytorch_cases():
     torch = pytest.importorskip("torch")
     config = tiny_config({
-        "model.classifier": "resnet10", "model.width": 2, "model.resolutions": (32,),
+        "classifier.name": "resnet10", "classifier.width": 0.03125, "resolutions": (32,),
         "predictor.resolution": 8,
     })
-    costs = model_costs(config, config.model.classes)
+    costs = model_costs(config, config.classifier.classes)
     threads = torch.get_num_threads()
     try:
         batch = random_batch(4, base=32)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -30,9 +31,9 @@ ROOT = Path(__file__).parent.parent
 IMAGENET = ROOT / "configs" / "imagenet_resnet50.py"
 
 
-def imagenet(**model):
+def imagenet(**classifier):
     values = config_files.default_beside(str(IMAGENET))
-    values.model.update(model)
+    values.classifier.update(classifier)
     return parse(values)
 
 
@@ -76,7 +77,8 @@ def test_whole_model(resnet50):
 
 
 def test_shared_norms_add_no_parameters():
-    small = imagenet(classifier="resnet18", resolutions=(128, 64), resolution_aware_norm=False)
+    small = dataclasses.replace(
+        imagenet(name="resnet18", resolution_aware_norm=False), resolutions=(128, 64))
     assert model_costs(small, 10).parameters.extra_norms == 0
 
 
@@ -270,8 +272,8 @@ def test_command_line_json_with_classes_from_the_data_set(tmp_path):
     for folder in ("train/cat", "train/dog", "val/cat", "val/dog"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "empty.jpg").touch()
-    done = run(f"--config={IMAGENET}:model.classifier=resnet18,model.classes=0", "--json",
-               "--config.model.resolutions=(64,32)", "--config.predictor.resolution=32",
+    done = run(f"--config={IMAGENET}:classifier.name=resnet18,classifier.classes=0", "--json",
+               "--config.resolutions=(64,32)", "--config.predictor.resolution=32",
                "--config.data.name=folder", "--config.data.dir=.", "--config.data.val_split=val",
                "--mix=1,0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -292,8 +294,8 @@ def test_command_line_json_with_classes_from_the_data_set(tmp_path):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--mix=0.2,0.8",), "error: mix: expected 3 shares"),
     (("--mix=a,b,c",), "error: --mix: expected numbers"),
-    (("--config.model.classes=0", "--config.data.dir=absent"),
-     "error: config.model.classes: expected a number"),
+    (("--config.classifier.classes=0", "--config.data.dir=absent"),
+     "error: config.classifier.classes: expected a number"),
 ])
 def test_command_line_errors(tmp_path, arguments, message):
     done = run("--config", str(IMAGENET), *arguments, cwd=tmp_path)

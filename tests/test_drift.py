@@ -8,7 +8,7 @@ from drnet_jax.errors import UserError
 from tests.tiny import mesh_of, tiny_config
 
 CONFIG = tiny_config({
-    "batch_size": 32, "bucket_multiple": 8, "bucket_lead": 4, "budget.target": 1.2e-5,
+    "batch_size": 32, "bucket_multiple": 8, "bucket_lead": 4, "budget": 1.2e-5,
 })
 
 
@@ -41,4 +41,4 @@ def test_a_drifting_run_says_what_it_compiled_and_waited_for(monkeypatch):
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="expected a multiple of the 8 devices, received 31"):
-        drift.drift(tiny_config({"batch_size": 31, "budget.target": 1.2e-5}), 8)
+        drift.drift(tiny_config({"batch_size": 31, "budget": 1.2e-5}), 8)

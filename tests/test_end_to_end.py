@@ -12,20 +12,20 @@ import pytest
 from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
 from drnet_jax.devices import data_mesh
 from drnet_jax.errors import UserError
-from tests import commands
+from tests import runs
 from tests.tiny import assert_equal
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return commands.make_images(tmp_path_factory.mktemp("images"))
+    return runs.make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def finished(images, tmp_path_factory):
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("finished")
-    status, _, err = commands.run(*commands.arguments(images, workdir))
+    status, _, err = runs.run(*runs.arguments(images, workdir))
     assert status == 0, err
     return workdir
 
@@ -83,18 +83,18 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 def test_killed_three_times_a_run_ends_with_the_same_parameters(images, finished, tmp_path):
-    command = commands.arguments(images, tmp_path)
+    command = runs.arguments(images, tmp_path)
 
     def reached(step):
         return lambda: any(line["step"] >= step for line in lines(tmp_path))
 
-    kill_when(commands.start(*command), reached(6))  # in stage 1, after its first checkpoint
+    kill_when(runs.start(*command), reached(6))  # in stage 1, after its first checkpoint
     half_written = "checkpoints/*orbax-checkpoint-tmp*"
     kill_when(  # while a checkpoint is being written
-        commands.start(*command), lambda: list(tmp_path.glob(half_written)) and reached(11)()
+        runs.start(*command), lambda: list(tmp_path.glob(half_written)) and reached(11)()
     )
-    kill_when(commands.start(*command), reached(26))  # in stage 2
-    status, out, err = commands.run(*command)
+    kill_when(runs.start(*command), reached(26))  # in stage 2
+    status, out, err = runs.run(*command)
     assert status == 0, err
     assert "going on from step" in out
     assert_equal(final_parameters(tmp_path), final_parameters(finished))
@@ -104,7 +104,7 @@ def test_killed_three_times_a_run_ends_with_the_same_parameters(images, finished
 
 
 def test_evaluation_needs_nothing_but_the_workdir(finished):
-    status, out, err = commands.run("--mode", "eval", "--workdir", str(finished))
+    status, out, err = runs.run("--mode", "eval", "--workdir", str(finished))
     assert status == 0, err
     report = json.loads((finished / "eval.json").read_text())
     assert report["images"] == 15
@@ -129,7 +129,7 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
 
 
 def test_a_budget_and_a_curve_from_the_command_line(finished):
-    status, out, err = commands.run(
+    status, out, err = runs.run(
         "--mode", "eval", "--workdir", str(finished), "--budget", "4e-5", "--curve")
     assert status == 0, err
     report = json.loads((finished / "eval.json").read_text(), parse_constant=pytest.fail)
@@ -148,7 +148,7 @@ def test_a_budget_and_a_curve_from_the_command_line(finished):
 
 
 def test_a_budget_out_of_reach_is_told_before_long_work(finished):
-    status, out, err = commands.run(
+    status, out, err = runs.run(
         "--mode", "eval", "--workdir", str(finished), "--budget", "1")
     assert status == 2
     assert "expected 2.309e-05" in err and "to 5.765e-05" in err and "received 1" in err
@@ -156,24 +156,24 @@ def test_a_budget_out_of_reach_is_told_before_long_work(finished):
 
 
 def test_the_warm_up_is_refused_in_evaluation(finished):
-    status, _, err = commands.run("--mode", "eval", "--workdir", str(finished), "--warm-up")
+    status, _, err = runs.run("--mode", "eval", "--workdir", str(finished), "--warm-up")
     assert status == 2
     assert "--warm-up: expected with --mode train only" in err
 
 
 @pytest.mark.parametrize("flags", [("--budget=1",), ("--curve",)])
 def test_flags_of_the_evaluation_are_refused_in_training(tmp_path, flags):
-    status, _, err = commands.run("--workdir", str(tmp_path / "run"), *flags)
+    status, _, err = runs.run("--workdir", str(tmp_path / "run"), *flags)
     assert status == 2
     assert "with --mode eval only" in err
 
 
 def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
-    status, out, err = commands.run(
-        *commands.arguments(images, tmp_path, {
+    status, out, err = runs.run(
+        *runs.arguments(images, tmp_path, {
             "pretrain.epochs": 0, "finetune.epochs": 1, "finetune.init_from": str(finished),
-            "router.objective": "gumbel", "router.alpha": 1e-5, "router.estimator": "dense",
-            "predictor.width": 2,
+            "router.objective": "gumbel", "router.gumbel.alpha": 1e-5, "router.gumbel.estimator": "dense",
+            "predictor.width": 0.5,
         }),
         devices=2,
     )
@@ -186,7 +186,7 @@ def test_stage_2_from_another_run_on_two_devices(images, finished, tmp_path):
 
 
 def test_a_warm_up_compiles_all_of_training_before_its_first_step(images, tmp_path):
-    status, _, err = commands.run("--warm-up", *commands.arguments(
+    status, _, err = runs.run("--warm-up", *runs.arguments(
         images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1, "bucket_lead": 1000}))
     assert status == 0, err
     kinds = [(line["kind"], line.get("program")) for line in lines(tmp_path)]
@@ -219,10 +219,10 @@ def test_new_bucket_sizes_compile_in_the_background(finished):
 
 def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path):
     pushed = {
-        "router.objective": "gumbel", "budget.target": 0.0, "router.alpha": 1e-6,
-        "router.eta": 30.0, "router.predictor_rate": 5.0, "pretrain.epochs": 1,
+        "router.objective": "gumbel", "budget": 0.0, "router.gumbel.alpha": 1e-6,
+        "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0, "pretrain.epochs": 1,
     }
-    status, out, err = commands.run(*commands.arguments(images, tmp_path, pushed))
+    status, out, err = runs.run(*runs.arguments(images, tmp_path, pushed))
     assert status == 0, err
     assert "every image goes to one resolution" in out
     last = [line for line in lines(tmp_path) if line["kind"] == "train"][-1]
@@ -230,14 +230,14 @@ def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path):
 
 
 def test_two_processes_train_and_evaluate_together(images, tmp_path):
-    command = commands.arguments(
+    command = runs.arguments(
         images, tmp_path, {"pretrain.epochs": 1, "finetune.epochs": 1, "log_every": 5})
-    with commands.socket_port() as port:
+    with runs.socket_port() as port:
         address = f"localhost:{port}"
 
     def both(*flags):
         processes = [
-            commands.start(
+            runs.start(
                 *flags, "--distributed", JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
                 JAX_PROCESS_ID=str(index),
             )
@@ -258,15 +258,15 @@ def test_two_processes_train_and_evaluate_together(images, tmp_path):
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"router.tau": 2}, "unknown key"),
     ({"batch_size": "many"}, "batch_size"),
-    ({"model.resolutions": (16, 32)}, "largest first"),
+    ({"resolutions": (16, 32)}, "largest first"),
     ({"data.dir": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"data.name": "no_such_set"}, "no_such_set"),
-    ({"model.classes": 7}, "expected 3"),
+    ({"classifier.classes": 7}, "expected 3"),
     ({"batch_size": 1000}, "48 training images"),
     ({"predictor.name": "no_module:Net"}, "no_module"),
 ])
 def test_bad_input_is_told_before_anything_starts(images, tmp_path, overrides, message):
-    status, out, err = commands.run(*commands.arguments(images, tmp_path / "run", overrides))
+    status, out, err = runs.run(*runs.arguments(images, tmp_path / "run", overrides))
     assert status == 2
     assert message in err
     assert "Traceback" not in err
@@ -275,32 +275,32 @@ def test_bad_input_is_told_before_anything_starts(images, tmp_path, overrides, m
 
 
 def test_a_corrupt_image_is_named(tmp_path):
-    images = commands.make_images(tmp_path / "images", train=4, val=2)
+    images = runs.make_images(tmp_path / "images", train=4, val=2)
     (images / "val" / "class0" / "0.png").write_bytes(b"not an image")
-    command = commands.arguments(images, tmp_path / "run", {"batch_size": 4})
-    status, out, err = commands.run(*command)
+    command = runs.arguments(images, tmp_path / "run", {"batch_size": 4})
+    status, out, err = runs.run(*command)
     assert status == 2
     assert "class0/0.png" in err
     assert "compiled" not in out
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    ({"model.resolutions": (32, 16)}, "model.resolutions: (32, 24, 16) in the checkpoint"),
-    ({"model.width": 8}, "model.width: 4 in the checkpoint, 8 here"),
-    ({"predictor.width": 8}, "predictor.width"),
+    ({"resolutions": (32, 16)}, "resolutions: (32, 24, 16) in the checkpoint"),
+    ({"classifier.width": 2.0}, "classifier.width: 1.0 in the checkpoint, 2.0 here"),
+    ({"predictor.width": 2.0}, "predictor.width"),
     # Steps are counted by these.
     ({"batch_size": 4}, "batch_size: expected 8"),
     ({"pretrain.epochs": 2}, "pretrain.epochs: expected 3"),
 ])
 def test_a_checkpoint_of_another_run_is_refused(images, finished, overrides, message):
-    status, out, err = commands.run(*commands.arguments(images, finished, overrides))
+    status, out, err = runs.run(*runs.arguments(images, finished, overrides))
     assert status == 2
     assert message in err
     assert "compiled" not in out
 
 
 def test_evaluation_without_a_checkpoint_says_so(tmp_path):
-    status, _, err = commands.run("--mode", "eval", "--workdir", str(tmp_path))
+    status, _, err = runs.run("--mode", "eval", "--workdir", str(tmp_path))
     assert status == 2
     assert "train first" in err
 
@@ -328,14 +328,14 @@ def test_the_best_of_checkpoints_without_validation(finished, tmp_path):
         if checkpoints.meta(step).metrics:
             shutil.rmtree(tmp_path / "checkpoints" / str(step))
     checkpoints.close()
-    status, _, err = commands.run(
+    status, _, err = runs.run(
         "--mode", "eval", "--checkpoint", "best", "--workdir", str(tmp_path))
     assert status == 2
     assert "--checkpoint=last" in err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):
-    status, _, err = commands.run(*commands.arguments(
+    status, _, err = runs.run(*runs.arguments(
         images, tmp_path, {"pretrain.learning_rate": 1e30, "pretrain.warmup_epochs": 0},
     ))
     assert status == 2

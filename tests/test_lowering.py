@@ -13,7 +13,7 @@ from drnet_jax.drnet import DRNet
 from drnet_jax.inference.engine import classify_program, scores_program
 from drnet_jax.ops import traced_for
 from drnet_jax.resolutions import only
-from drnet_jax.train.objectives import Outcome
+from drnet_jax.train.objectives import OutcomeObjective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import create_state
@@ -22,20 +22,20 @@ from tests.tiny import OBJECTIVE, mesh_of, tiny_config
 
 # A bottleneck has 1x1 convolutions, the stem of the predictor 3 channels: both have forms for CPUs.
 CONFIG = tiny_config({
-    "model.classifier": "tests.tiny:TinyResNet", "model.width": 4, "model.resolutions": (32, 24),
-    "predictor.name": "convnet", "predictor.width": 2, "predictor.resolution": 16,
-    "model.dtype": "bfloat16", "pretrain.distillation": 0.5,
+    "classifier.name": "tests.tiny:TinyResNet", "classifier.width": 0.0625, "resolutions": (32, 24),
+    "predictor.name": "convnet", "predictor.width": 0.125, "predictor.resolution": 16,
+    "dtype": "bfloat16", "pretrain.distillation": 0.5,
 })
 BATCH = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
          "label": jax.ShapeDtypeStruct((8,), np.int32)}
 KEY = jax.eval_shape(lambda: jax.random.key(0))
-OUTCOME = Outcome((100, 20), 60.0, 0.2)
+OUTCOME = OutcomeObjective((100, 20), 60.0, 0.2)
 GUMBEL = dataclasses.replace(OBJECTIVE, costs=OUTCOME.costs)
 
 
 def programs(which):
     """The programs of a stage, or of inference, with their arguments' shapes."""
-    drnet, mesh = DRNet.from_config(CONFIG, CONFIG.model.classes), mesh_of(1)
+    drnet, mesh = DRNet.from_config(CONFIG, CONFIG.classifier.classes), mesh_of(1)
     stage, objective, estimator = {
         "pretrain": ("pretrain", OUTCOME, "selected"),
         "outcome": ("finetune", OUTCOME, "selected"),
@@ -53,7 +53,7 @@ def programs(which):
     trees = state.params, state.batch_stats
     predictor = [{"predictor": tree["predictor"]} for tree in trees]
     return [
-        (scores_program(drnet, mesh, "outcome", 8), (*predictor, BATCH["image"])),
+        (scores_program(drnet, mesh, 8), (*predictor, BATCH["image"])),
         *(
             (classify_program(drnet, mesh, index, 8),
              (*(only(tree, key) for tree in trees), BATCH["image"]))

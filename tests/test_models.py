@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from drnet_jax.config import Model, Predictor
+from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
 from drnet_jax.models import NETWORKS, build_classifier, build_predictor, convnet
 from drnet_jax.models.norm import MOMENTS
 
-MODEL = Model(classifier="resnet18", width=8, classes=0, resolutions=(64, 48, 32),
-              resolution_aware_norm=True, dtype="float32")
+MODEL = Classifier(name="resnet18", width=0.125, classes=0, resolution_aware_norm=True)
+CHANNELS = 8  # of its first stage
 
 
 def draw(shape, seed=0):
@@ -49,17 +49,17 @@ def random_variables(net, seed=0):
 @pytest.mark.parametrize(("name", "count"), [
     ("resnet18", 11_689_512), ("resnet50", 25_557_032), ("resnet101", 44_549_160)])
 def test_parameter_counts_are_the_published_ones(name, count):
-    net = build_classifier(dataclasses.replace(MODEL, classifier=name, width=64), 1000)
+    net = build_classifier(dataclasses.replace(MODEL, name=name, width=1.0), 1000, "float32")
     assert parameter_count(net) == count
 
 
 def test_parameter_count_of_the_predictor():
-    net = build_predictor(Predictor(name="resnet10", width=64, resolution=128), 3, "float32")
+    net = build_predictor(Predictor(name="resnet10", width=1.0, resolution=128), 3, "float32")
     assert parameter_count(net) == 4_907_331
 
 
 def test_parameter_count_of_the_cheap_predictor_by_hand():
-    net = build_predictor(Predictor(name="convnet", width=8, resolution=32), 3, "float32")
+    net = build_predictor(Predictor(name="convnet", width=0.5, resolution=32), 3, "float32")
     convolutions = 9 * (4 * 3 * 16 + 16 * 32 + 32 * 64)
     assert parameter_count(net) == convolutions + 2 * (16 + 32 + 64) + 64 * 3 + 3
 
@@ -89,11 +89,11 @@ def test_logits_equal_pytorch(name, size, train):
     pytest.importorskip("torch")
     from tests.torch_reference import to_torch, torch_twin
 
-    net = build_classifier(dataclasses.replace(MODEL, classifier=name), 10)
+    net = build_classifier(dataclasses.replace(MODEL, name=name), 10, "float32")
     variables, images = random_variables(net), draw((4, size, size, 3))
     apply = jax.jit(functools.partial(net.apply, train=train, mutable=[MOMENTS]))
     logits, _ = apply(variables, images)
-    twin = torch_twin(variables, name, 10, MODEL.width).train(train)
+    twin = torch_twin(variables, name, 10, CHANNELS).train(train)
     expected = twin(to_torch(images)).detach().numpy()
     assert expected.std() > 0.1
     # Of 101 layers and the statistics of four images, both err by more: the twin in float64 is
@@ -108,7 +108,7 @@ def test_gradients_equal_pytorch(size):
     torch = pytest.importorskip("torch")
     from tests.torch_reference import to_state_dict, to_torch, torch_twin
 
-    net = build_classifier(dataclasses.replace(MODEL, classifier="resnet10"), 10)
+    net = build_classifier(dataclasses.replace(MODEL, name="resnet10"), 10, "float32")
     variables, images, labels = random_variables(net), draw((6, size, size, 3)), np.arange(6)
 
     @jax.jit
@@ -119,7 +119,7 @@ def test_gradients_equal_pytorch(size):
 
         return jax.grad(loss)(params)
 
-    twin = torch_twin(variables, "resnet10", 10, MODEL.width)
+    twin = torch_twin(variables, "resnet10", 10, CHANNELS)
     torch.nn.functional.cross_entropy(twin(to_torch(images)), torch.from_numpy(labels)).backward()
     found = to_state_dict(gradients(variables["params"]))
     for name, parameter in twin.named_parameters():
@@ -131,7 +131,7 @@ def test_gradients_equal_pytorch(size):
 
 @pytest.mark.parametrize("name", ["resnet10", "convnet"])
 def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
-    net = build_classifier(dataclasses.replace(MODEL, classifier=name), 5)
+    net = build_classifier(dataclasses.replace(MODEL, name=name), 5, "float32")
     variables, images, labels = random_variables(net), draw((4, 32, 32, 3)), np.array([0, 1, 2, 3])
 
     mask = jnp.array([True, True, True, False])
@@ -152,7 +152,7 @@ def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
 
 
 def test_bfloat16_computes_low_and_keeps_parameters_statistics_and_logits_high():
-    net = build_classifier(dataclasses.replace(MODEL, classifier="resnet10", dtype="bfloat16"), 5)
+    net = build_classifier(dataclasses.replace(MODEL, name="resnet10"), 5, "bfloat16")
     apply = functools.partial(net.apply, train=True, mutable=[MOMENTS, "intermediates"],
                               capture_intermediates=True)
     logits, state = jax.eval_shape(apply, shapes_of(net), jnp.zeros((2, 32, 32, 3)))
@@ -172,14 +172,14 @@ def linear(width, classes, norm, dtype):
         @nn.compact
         def __call__(self, x, train, mask=None):
             x = norm(dtype=dtype)(x, train, mask)
-            return nn.Dense(classes)(jnp.mean(nn.Dense(width)(x), (1, 2)))
+            return nn.Dense(classes)(jnp.mean(nn.Dense(int(width))(x), (1, 2)))
 
     return Linear()
 
 
 def test_a_network_of_ones_own_is_found_by_its_address():
-    model = dataclasses.replace(MODEL, classifier="tests.test_models:linear")
-    net = build_classifier(model, 7)
+    model = dataclasses.replace(MODEL, name="tests.test_models:linear", width=3.0)
+    net = build_classifier(model, 7, "float32")
     logits, _ = jax.eval_shape(lambda: net.init_with_output(
         jax.random.key(0), jnp.zeros((2, 8, 8, 3)), False))
     assert logits.shape == (2, 7)
@@ -188,8 +188,8 @@ def test_a_network_of_ones_own_is_found_by_its_address():
 @pytest.mark.parametrize("name", [
     "resnet19", "no_such_package:net", "drnet_jax.models:no_such_network", ":", ""])
 def test_an_unknown_network_is_named_in_the_message(name):
-    with pytest.raises(UserError, match=r"model\.classifier: expected one of .*resnet50") as error:
-        build_classifier(dataclasses.replace(MODEL, classifier=name), 10)
+    with pytest.raises(UserError, match=r"classifier\.name: expected one of .*resnet50") as error:
+        build_classifier(dataclasses.replace(MODEL, name=name), 10, "float32")
     assert repr(name) in str(error.value)
     with pytest.raises(UserError, match=r"predictor\.name"):
-        build_predictor(Predictor(name=name, width=8, resolution=32), 3, "float32")
+        build_predictor(Predictor(name=name, width=0.5, resolution=32), 3, "float32")

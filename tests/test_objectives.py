@@ -11,11 +11,11 @@ from jax.sharding import PartitionSpec as P
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import AXIS, per_device
 from drnet_jax.errors import UserError
-from drnet_jax.train.objectives import Feedback, Gumbel, Outcome, make_objective
+from drnet_jax.train.objectives import Feedback, GumbelObjective, OutcomeObjective, make_objective
 from tests.tiny import Trainer, gradients, mesh_of, random_batch, tiny_config
 
 COSTS = (100, 60, 20)
-OUTCOME = Outcome(COSTS, target=50.0, exploration=0.1)
+OUTCOME = OutcomeObjective(COSTS, target=50.0, exploration=0.1)
 LOGITS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 NOISE = np.random.default_rng(1).gumbel(size=(64, 3)).astype(np.float32)
 
@@ -73,13 +73,13 @@ COUNTED = Costs((16, 12, 8), (4_000_000_000, 2_000_000_000, 1_000_000_000), 300_
 
 
 def test_the_target_includes_the_predictor_and_alpha_does_not():
-    config = tiny_config({"budget.target": 2.8, "router.exploration": 0.3})
-    assert make_objective(config, COUNTED) == Outcome(COUNTED.classifier, 2.5e9, 0.3)
+    config = tiny_config({"budget": 2.8, "router.outcome.exploration": 0.3})
+    assert make_objective(config, COUNTED) == OutcomeObjective(COUNTED.classifier, 2.5e9, 0.3)
     gumbel = make_objective(tiny_config({"router.objective": "gumbel"}), COUNTED)
-    assert gumbel == Gumbel(COUNTED.classifier, 2.5e9, 0.2, 1.0)
+    assert gumbel == GumbelObjective(COUNTED.classifier, 2.5e9, 0.2, 1.0)
 
 
 @pytest.mark.parametrize("target", [1.2, 4.4])
 def test_a_target_that_no_mix_costs_is_an_error(target):
-    with pytest.raises(UserError, match=r"budget.target .*: expected 1\.3 .* to 4\.3 .* received"):
-        make_objective(tiny_config({"budget.target": target}), COUNTED)
+    with pytest.raises(UserError, match=r"budget .*: expected 1\.3 .* to 4\.3 .* received"):
+        make_objective(tiny_config({"budget": target}), COUNTED)

@@ -235,10 +235,10 @@ def test_gpu_check_on_the_cpu_with_tiny_networks(clone):
     for name in ("drnet_jax", "configs", "tests"):
         (clone.path / name).symlink_to(ROOT / name)
     result = clone.run(
-        "a clone/launch/gpu_check.sh", "--batch=8", "--repeats=1", "--config.model.classes=3",
-        "--config.model.classifier=tests.tiny:TinyNet", "--config.model.width=4",
-        "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=4",
-        "--config.model.resolutions=(16, 8)", "--config.predictor.resolution=8",
+        "a clone/launch/gpu_check.sh", "--batch=8", "--repeats=1", "--config.classifier.classes=3",
+        "--config.classifier.name=tests.tiny:TinyNet", "--config.classifier.width=1.0",
+        "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
+        "--config.resolutions=(16, 8)", "--config.predictor.resolution=8",
         JAX_PLATFORMS="cpu", TESTS="tests/test_buckets.py",
         XLA_FLAGS="--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
     )

@@ -18,7 +18,7 @@ def test_the_network_of_your_own(tmp_path, monkeypatch):
     assert len(code.splitlines()) < 25
     (tmp_path / "my_networks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    own = {"model.classifier": "my_networks:SmallNet", "model.resolutions": (32, 16)}
+    own = {"classifier.name": "my_networks:SmallNet", "resolutions": (32, 16)}
     drnet = tiny_drnet(own)
     params, batch_stats = drnet.init(jax.random.key(0))
     # Its BatchNorms are kept once for each resolution, its convolutions once.

@@ -12,7 +12,8 @@ from tests.tiny import assert_equal, random_variables, tiny_config, tiny_drnet
 @pytest.fixture(scope="module")
 def plain():
     """Abstract variables of a ResNet, whose norms sit at several depths."""
-    network = build_classifier(tiny_config({"model.classifier": "resnet18"}).model, 7)
+    network = build_classifier(
+        tiny_config({"classifier.name": "resnet18"}).classifier, 7, "float32")
     return jax.eval_shape(
         lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
 
@@ -24,8 +25,7 @@ def paths(tree):
 @pytest.mark.parametrize(
     ("aware", "keys"), [(True, ("16", "12", "8")), (False, ("all", "all", "all"))])
 def test_norm_keys(aware, keys):
-    model = tiny_config({"model.resolution_aware_norm": aware}).model
-    assert resolutions.norm_keys(model) == keys
+    assert resolutions.norm_keys((16, 12, 8), aware) == keys
 
 
 def test_split_sends_to_norms_what_owns_statistics(plain):
@@ -78,7 +78,7 @@ def test_replicated_norms_are_equal_copies():
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_the_layout_of_a_fresh_drnet(aware):
-    drnet = tiny_drnet({"model.resolution_aware_norm": aware})
+    drnet = tiny_drnet({"classifier.resolution_aware_norm": aware})
     params, batch_stats = jax.eval_shape(drnet.init, jax.random.key(0))
     expected = {"16", "12", "8"} if aware else {"all"}
     assert params.keys() == {"predictor", "shared", "norms"}

@@ -87,7 +87,7 @@ def moved(overrides=None, stage="finetune", count=STEPS):
 def test_sgd_is_pytorchs(decay_all):
     torch = pytest.importorskip("torch")
     _, found = moved({"optimizer.decay_norms_and_biases": decay_all,
-                      "router.predictor_rate": 0.5})
+                      "optimizer.predictor_rate": 0.5})
     start, *grads = draws(1 + STEPS)
 
     paths = jax.tree_util.tree_leaves_with_path(start)
@@ -114,7 +114,7 @@ def test_sgd_is_pytorchs(decay_all):
 
 
 def test_one_step_by_hand():
-    before, after = moved({"finetune.learning_rate": 0.4, "router.predictor_rate": 0.5,
+    before, after = moved({"finetune.learning_rate": 0.4, "optimizer.predictor_rate": 0.5,
                            "optimizer.decay_norms_and_biases": False}, count=1)
     _, grads = draws(2)
     # A first rate of 0.4 / 4, half of it for the predictor; decay 0.1 for matrices only.
@@ -143,7 +143,7 @@ def test_one_step_by_hand():
 @pytest.mark.parametrize("clip", [0.0, 0.5, 1e3])
 def test_clipping_scales_classifier_and_predictor_each_by_its_own_norm(clip):
     before, after = moved({
-        "finetune.learning_rate": 4.0, "router.predictor_rate": 1.0,  # a first rate of 1
+        "finetune.learning_rate": 4.0, "optimizer.predictor_rate": 1.0,  # a first rate of 1
         "optimizer.weight_decay": 0.0, "optimizer.clip_norm": clip,
     }, count=1)
     _, grads = draws(2)

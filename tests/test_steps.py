@@ -272,7 +272,7 @@ UNEVEN = np.array([0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1])
 @functools.cache
 def uneven_run(estimator, aware=True):
     trainer = Trainer(
-        2, estimator=estimator, overrides=NO_DECAY | {"model.resolution_aware_norm": aware})
+        2, estimator=estimator, overrides=NO_DECAY | {"classifier.resolution_aware_norm": aware})
     variables, batch = random_variables(trainer.drnet), random_batch(12)
     batch["image"][6:] //= 2  # the second device's are darker: their moments differ
     with noise_of(forcing(UNEVEN)):
@@ -393,7 +393,7 @@ def test_eight_devices_are_one(stage, estimator):
     for devices in (8, 1):
         trainer = Trainer(
             devices, stage, estimator, dataclasses.replace(OBJECTIVE, costs=(100, 20)),
-            overrides={"model.resolutions": (16, 8)})
+            overrides={"resolutions": (16, 8)})
         with noise_of(np.tile(forcing([1, 0, 1, 1], 2), (8, 1))):
             state, metrics = trainer.run(trainer.state(), batch)
         results.append({
@@ -507,7 +507,7 @@ def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
         jax.monitoring.unregister_event_duration_listener(listen)
     assert int(state.step) == 2
     assert trainer.announced == names
-    assert sorted(trainer.step.programs.compiled) == sorted(names)
+    assert sorted(program.name for program in trainer.step.programs.compiled) == sorted(names)
 
 
 # --- The straight-through estimator and the regulariser, worked in numpy ------------------------
@@ -543,7 +543,7 @@ class Affine(nn.Module):
 
 
 def lookup_drnet():
-    return DRNet(Affine(), LookUp(), RESOLUTIONS, ("16", "12", "8"), 8)
+    return DRNet(Affine(), LookUp(), RESOLUTIONS, ("16", "12", "8"), 8, jax.nn.log_softmax)
 
 
 def flat_batch(samples):
@@ -636,7 +636,7 @@ def test_the_regulariser_has_no_gradient_at_or_below_the_target(alpha):
 
 def test_a_single_candidate_leaves_nothing_to_learn_to_the_predictor():
     objective = dataclasses.replace(OBJECTIVE, costs=(100,))
-    trainer = Trainer(2, objective=objective, overrides={"model.resolutions": (16,)})
+    trainer = Trainer(2, objective=objective, overrides={"resolutions": (16,)})
     state, metrics = trainer.run(trainer.state(), random_batch(8))
     assert metrics["router_loss"] == 0 and metrics["chosen"] == [8]
     grads = gradients(state)

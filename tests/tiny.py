@@ -21,11 +21,11 @@ from drnet_jax.config import Config, parse
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import Programs, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet
-from drnet_jax.models.layers import Conv
+from drnet_jax.models.layers import Conv, scaled
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import Bottleneck, ResNet
 from drnet_jax.train.device import Plan, plan_of
-from drnet_jax.train.objectives import Gumbel, Objective
+from drnet_jax.train.objectives import GumbelObjective, Objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
@@ -34,7 +34,7 @@ from drnet_jax.train.step import Step
 RESOLUTIONS = (16, 12, 8)
 CLASSES = 7
 # With the targets of the tests below the mean, so that the regulariser pulls.
-OBJECTIVE = Gumbel(costs=(100, 60, 20), alpha=10.0, eta=0.3, temperature=0.7)
+OBJECTIVE = GumbelObjective(costs=(100, 60, 20), alpha=10.0, eta=0.3, temperature=0.7)
 # For tables worked by hand: a model, and which of six images each resolution answers right.
 COSTS = Costs(RESOLUTIONS, (100, 60, 20), 5, Parameters(0, 0, 0))
 RIGHT = np.array([[1, 1, 1],
@@ -49,7 +49,7 @@ class TinyNet(nn.Module):
     """Strided convolutions with norms, global average pooling and a dense layer."""
 
     classes: int
-    width: int = 4
+    width: float = 1.0
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
     layers: int = 2
@@ -58,7 +58,7 @@ class TinyNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """Images x [S, H, W, 3] -> float32 logits [S, classes]."""
         for layer in range(1, self.layers + 1):
-            x = Conv(layer * self.width, 3, 2, self.dtype, name=f"conv{layer}")(x)
+            x = Conv(layer * scaled(4, self.width), 3, 2, self.dtype, name=f"conv{layer}")(x)
             x = nn.relu(self.norm(dtype=self.dtype, name=f"norm{layer}")(x, train, mask))
         x = jnp.mean(x, (1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, name="head")(x)
@@ -74,9 +74,9 @@ def tiny_config(overrides: dict[str, Any] | None = None) -> Config:
     default = config_files.default_beside(str(Path(__file__).parents[1] / "configs" / "default.py"))
     leaves = traverse_util.flatten_dict(default.to_dict(), sep=".") | {
         "batch_size": 8, "bucket_multiple": 4, "bucket_lead": 0,
-        "model.classifier": "tests.tiny:TinyNet", "model.width": 4, "model.classes": CLASSES,
-        "model.resolutions": RESOLUTIONS,
-        "predictor.name": "tests.tiny:TinyPredictor", "predictor.width": 8,
+        "classifier.name": "tests.tiny:TinyNet", "classifier.width": 1.0, "classifier.classes": CLASSES,
+        "resolutions": RESOLUTIONS,
+        "predictor.name": "tests.tiny:TinyPredictor", "predictor.width": 2.0,
         "predictor.resolution": 8,
     } | (overrides or {})
     return parse(traverse_util.unflatten_dict(leaves, sep="."))

@@ -19,6 +19,8 @@ from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.queues import Queues
+from drnet_jax.models.layers import scaled
+from drnet_jax.models.resnet import CHANNELS
 from drnet_jax.train.device import Plan, Sums, plan_of
 from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
@@ -180,7 +182,7 @@ def pytorch(
     Raises:
         UserError: if PyTorch is missing, computes elsewhere than JAX, or has no such network.
     """
-    model = config.model
+    classifier = config.classifier
     try:
         import torch
 
@@ -190,10 +192,10 @@ def pytorch(
             f"--torch: expected PyTorch, but {error}; install it (pip install torch) or leave "
             "--torch out"
         ) from error
-    if model.classifier not in LAYOUTS:
+    if classifier.name not in LAYOUTS:
         raise UserError(
-            f"--torch: expected config.model.classifier to be one of {', '.join(LAYOUTS)}, "
-            f"received {model.classifier!r}; leave --torch out"
+            f"--torch: expected config.classifier.name to be one of {', '.join(LAYOUTS)}, "
+            f"received {classifier.name!r}; leave --torch out"
         )
     if jax.default_backend() != "cpu":
         raise UserError(
@@ -202,7 +204,7 @@ def pytorch(
         )
 
     torch.set_num_threads(cores())
-    dtype = getattr(torch, model.dtype)
+    dtype = getattr(torch, config.dtype)
     precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
     trained_on, served_to = (
         torch.from_numpy(values).permute(0, 3, 1, 2).float().div(128).sub(1)
@@ -211,7 +213,7 @@ def pytorch(
     labels = torch.from_numpy(batch["label"]).long()
 
     def network() -> ResNet:
-        net = ResNet(model.classifier, model.classes, model.width)
+        net = ResNet(classifier.name, classifier.classes, scaled(CHANNELS, classifier.width))
         return net.to(memory_format=torch.channels_last)
 
     trained, served = network(), network().eval()
@@ -239,8 +241,8 @@ def pytorch(
 
 def draw(config: Config, batch_size: int) -> dict[str, np.ndarray]:
     """A batch of drawn images and labels, uint8 [B, H, W, 3] and int32 [B]."""
-    random, base = np.random.default_rng(config.seed), config.model.resolutions[0]
+    random, base = np.random.default_rng(config.seed), config.resolutions[0]
     return {
         "image": random.integers(0, 256, (batch_size, base, base, 3), np.uint8),
-        "label": random.integers(0, config.model.classes, batch_size, np.int32),
+        "label": random.integers(0, config.classifier.classes, batch_size, np.int32),
     }

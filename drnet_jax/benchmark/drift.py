@@ -49,7 +49,7 @@ def drift(config: Config, steps: int) -> dict[str, Any]:
     """Runs the steps.
 
     Args:
-        config: with `model.classes` set.
+        config: with `classifier.classes` set.
         steps: of stage 2.
 
     Returns:
@@ -61,7 +61,7 @@ def drift(config: Config, steps: int) -> dict[str, Any]:
     Raises:
         UserError: if the batch does not divide among the devices.
     """
-    mesh, costs = data_mesh(), model_costs(config, config.model.classes)
+    mesh, costs = data_mesh(), model_costs(config, config.classifier.classes)
     check_batch(config.batch_size, mesh.size)
     programs: list[dict[str, Any]] = []
     number = 0
@@ -69,7 +69,7 @@ def drift(config: Config, steps: int) -> dict[str, Any]:
     def announce(compilation: Compilation) -> None:
         programs.append(dataclasses.asdict(compilation) | {"step": number})
 
-    drnet, size = DRNet.from_config(config, config.model.classes), config.batch_size
+    drnet, size = DRNet.from_config(config, config.classifier.classes), config.batch_size
     step = ForcedStep(
         drnet=drnet, optimizer=make_optimizer(config, "finetune", STEPS_PER_EPOCH), mesh=mesh,
         programs=Programs(announce), stage="finetune", estimator="selected",
@@ -109,7 +109,7 @@ def text(report: dict[str, Any]) -> str:
     config, environment, programs = report["config"], report["environment"], report["programs"]
     first = [each for each in programs if each["step"] == 0]
     return "\n\n".join([
-        f"{config['model']['classifier']} of width {config['model']['width']}, batch "
+        f"{config['classifier']['name']} of width {config['classifier']['width']:g}, batch "
         f"{config['batch_size']} on {environment['devices']} x {environment['device']}, "
         f"{environment['cores']} cores, jax {environment['jax']}; {report['steps']} steps, sizes "
         f"multiples of {config['bucket_multiple']}, used {config['bucket_lead']} steps after they "

@@ -13,14 +13,14 @@ COLUMNS = (
 def text(report: dict[str, Any]) -> str:
     """The report as tables."""
     config, environment = report["config"], report["environment"]
-    model, predictor = config["model"], config["predictor"]
+    classifier, predictor = config["classifier"], config["predictor"]
     mix = "/".join(f"{100 * share:.3g}" for share in report["mix"])
     sections = [
-        f"{model['classifier']} of width {model['width']}, {model['dtype']}; predictor "
-        f"{predictor['name']} of width {predictor['width']} at {predictor['resolution']}\n"
+        f"{classifier['name']} of width {classifier['width']:g}, {config['dtype']}; predictor "
+        f"{predictor['name']} of width {predictor['width']:g} at {predictor['resolution']}\n"
         f"batch size {config['batch_size']} in training and {config['evaluation']['batch_size']} "
         f"in inference, {mix} % at "
-        f"{'/'.join(map(str, model['resolutions']))} px, seed {config['seed']}, medians of "
+        f"{'/'.join(map(str, config['resolutions']))} px, seed {config['seed']}, medians of "
         f"{report['repeats']} turns\n"
         f"jax {environment['jax']}, {environment['devices']} x {environment['device']}, "
         f"{environment['cores']} cores"
@@ -42,12 +42,12 @@ def text(report: dict[str, Any]) -> str:
 def markdown(reports: Sequence[dict[str, Any]]) -> str:
     """Reports of one machine, that differ in config alone, as a Markdown table."""
     config, environment = reports[0]["config"], reports[0]["environment"]
-    model, mix = config["model"], "/".join(f"{100 * share:.3g}" for share in reports[0]["mix"])
+    classifier, mix = config["classifier"], "/".join(f"{100 * share:.3g}" for share in reports[0]["mix"])
     header = ("", "images/s", "range", "multiply-adds an image", "over static", "realised",
               "padded %", "compile s")
     lines = [
-        f"{model['classifier']} of width {model['width']}, {mix} % at "
-        f"{'/'.join(map(str, model['resolutions']))} px, batch {config['batch_size']} in training "
+        f"{classifier['name']} of width {classifier['width']:g}, {mix} % at "
+        f"{'/'.join(map(str, config['resolutions']))} px, batch {config['batch_size']} in training "
         f"and {config['evaluation']['batch_size']} in inference, seed {config['seed']}, medians of "
         f"{reports[0]['repeats']} turns, on {environment['devices']} x {environment['device']} "
         f"({environment['cores']} CPU cores, jax {environment['jax']}, Python "
@@ -57,7 +57,7 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
         f"|{'---|' * len(header)}",
     ]
     for report in reports:
-        dtype = report["config"]["model"]["dtype"]
+        dtype = report["config"]["dtype"]
         for row in report["cases"]:
             name, *cells = _cells(row)[: len(header)]
             label = f"{dtype}, {row['group']}, {name}"

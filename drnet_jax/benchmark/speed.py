@@ -54,7 +54,7 @@ def benchmark(
     """Measures everything.
 
     Args:
-        config: with `model.classes` set; training is timed at its `batch_size`, over all devices,
+        config: with `classifier.classes` set; training is timed at its `batch_size`, over all devices,
             and inference at its `evaluation.batch_size`.
         mix: [R], the share of the images at each resolution; None is the same for all.
         with_torch: whether to time PyTorch too.
@@ -68,7 +68,7 @@ def benchmark(
     Raises:
         UserError: if the mix, the batch size or PyTorch will not do, before anything is compiled.
     """
-    mesh, costs = data_mesh(), model_costs(config, config.model.classes)
+    mesh, costs = data_mesh(), model_costs(config, config.classifier.classes)
     if mix is None:
         mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
     costs.mean(mix, with_predictor=True)  # checks it
@@ -84,7 +84,7 @@ def benchmark(
     batch, images = (cases.draw(config, size) for size in sizes.values())
     images = images["image"]
     torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
-    drnet, shares = DRNet.from_config(config, config.model.classes), np.array(mix)
+    drnet, shares = DRNet.from_config(config, config.classifier.classes), np.array(mix)
     contestants = [
         *cases.training(
             config, drnet, costs, mesh, batch, cases.deal(shares, sizes["training"], config.seed),
@@ -150,7 +150,7 @@ def _input(config: Config, repeats: int) -> dict[str, Any]:
     try:
         source = open_source(config.data, training=True)
         batches = train_batches(
-            source, config.data, size=config.model.resolutions[0],
+            source, config.data, size=config.resolutions[0],
             batch_size=config.batch_size,
             seed=config.seed,
         )

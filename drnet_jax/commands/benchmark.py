@@ -9,7 +9,7 @@ from absl import flags
 
 from drnet_jax.benchmark.report import markdown, text
 from drnet_jax.benchmark.speed import benchmark
-from drnet_jax.commands.flags import define_config, define_mix, with_classes
+from drnet_jax.commands.shared import define_config, define_mix, with_classes
 from drnet_jax.config import Config, parse
 
 
@@ -30,7 +30,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
     )
     dtypes = flags.DEFINE_list(
         "dtypes", None, "Compute types to measure one after the other, such as bfloat16,float32; "
-        "default: config.model.dtype.", flag_values=values,
+        "default: config.dtype.", flag_values=values,
     )
     out = flags.DEFINE_string(
         "out", None, "Directory for all reports as benchmark.json, and as a table benchmark.md.",
@@ -44,7 +44,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
             checked = dataclasses.replace(
                 checked, batch_size=batch.value, evaluation=evaluation
             )
-        configs = [with_dtype(checked, dtype) for dtype in dtypes.value or [checked.model.dtype]]
+        configs = [with_dtype(checked, dtype) for dtype in dtypes.value or [checked.dtype]]
         if out.value:
             Path(out.value).mkdir(parents=True, exist_ok=True)
         reports = []
@@ -60,6 +60,5 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
 
 
 def with_dtype(config: Config, dtype: str) -> Config:
-    """The config with another `model.dtype`; raises UserError if it is none."""
-    values = dataclasses.asdict(config)
-    return parse(values | {"model": values["model"] | {"dtype": dtype}})
+    """The config with another `dtype`; raises UserError if it is none."""
+    return parse(dataclasses.asdict(config) | {"dtype": dtype})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from drnet_jax.commands.flags import define_config, define_mix, with_classes
+from drnet_jax.commands.shared import define_config, define_mix, with_classes
 from drnet_jax.config import Config
 from drnet_jax.cost import Layer, layer_costs, model_costs
 from drnet_jax.drnet import DRNet
@@ -32,10 +32,10 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
 
 def text_report(config: Config, mix: Sequence[float] | None, layers: bool) -> str:
     """Costs as tables for people."""
-    costs = model_costs(config, config.model.classes)
+    costs = model_costs(config, config.classifier.classes)
     base, held = costs.classifier[0], costs.parameters
     sections = [
-        f"{config.model.classifier}, {config.model.classes} classes; "
+        f"{config.classifier.name}, {config.classifier.classes} classes; "
         f"predictor {config.predictor.name} at {config.predictor.resolution}",
         table([
             ("resolution", "multiply-adds", "relative"),
@@ -71,9 +71,9 @@ def text_report(config: Config, mix: Sequence[float] | None, layers: bool) -> st
 
 def json_report(config: Config, mix: Sequence[float] | None) -> str:
     """All of it, down to each layer at each resolution, as JSON."""
-    costs = model_costs(config, config.model.classes)
+    costs = model_costs(config, config.classifier.classes)
     return json.dumps({
-        "model": dataclasses.asdict(config.model),
+        "classifier": dataclasses.asdict(config.classifier),
         "predictor": dataclasses.asdict(config.predictor),
         "multiply_adds": {
             "classifier": dict(zip(costs.resolutions, costs.classifier, strict=True)),
@@ -94,9 +94,9 @@ def json_report(config: Config, mix: Sequence[float] | None) -> str:
 
 
 def _layers(config: Config) -> list[tuple[str, dict[int, tuple[Layer, ...]]]]:
-    drnet = DRNet.from_config(config, config.model.classes)
+    drnet = DRNet.from_config(config, config.classifier.classes)
     classifier, predictor = drnet.classifier, drnet.predictor
-    sizes, seen = config.model.resolutions, config.predictor.resolution
+    sizes, seen = config.resolutions, config.predictor.resolution
     return [
         ("classifier", {size: layer_costs(classifier, size) for size in sizes}),
         ("predictor", {seen: layer_costs(predictor, seen)}),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import flags
 
 from drnet_jax.benchmark.drift import QUARTERS, drift, text
-from drnet_jax.commands.flags import define_config, with_classes
+from drnet_jax.commands.shared import define_config, with_classes
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import jax
 from absl import flags
 
 from drnet_jax.checkpoint import check_compatible, open_existing
-from drnet_jax.commands.flags import define_config
+from drnet_jax.commands.shared import define_config
 from drnet_jax.commands.train import define_distributed
 from drnet_jax.config import GIGA, Config
 from drnet_jax.cost import model_costs
@@ -34,7 +34,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
     )
     budget = flags.DEFINE_float(
         "budget", None, "Mean cost to route at in 1e9 multiply-adds, the predictor's included; "
-        "0 for none. In place of config.budget.target.", lower_bound=0, flag_values=values,
+        "0 for none. In place of config.budget.", lower_bound=0, flag_values=values,
     )
     curve = flags.DEFINE_bool(
         "curve", False, "Also accuracy over cost, of all policies, into curve.json, curve.csv and "
@@ -60,7 +60,7 @@ def evaluate_workdir(
         workdir: of a training run; its checkpoint knows the config and the classes.
         which: "last" or "best".
         override: whose `data`, `evaluation` and `seed` to use instead of the checkpoint's.
-        budget: in place of the checkpoint's config.budget.target, in the same unit; 0 for none.
+        budget: in place of the checkpoint's config.budget, in the same unit; 0 for none.
         with_curve: whether to go through all budgets too, and write curve.json, .csv and .png.
 
     Raises:
@@ -79,11 +79,11 @@ def evaluate_workdir(
     source = open_source(config.data, training=False)
     check_compatible(meta, config, source.classes, workdir)
     costs = model_costs(config, len(meta.classes))
-    target = GIGA * (meta.config.budget.target if budget is None else budget)
+    target = GIGA * (meta.config.budget if budget is None else budget)
     costs.check_budget(target)
     if with_curve and len(costs.resolutions) == 1:
-        raise UserError("--curve: expected several config.model.resolutions, received one")
-    check_source(source, config.data, config.model.resolutions[0])
+        raise UserError("--curve: expected several config.resolutions, received one")
+    check_source(source, config.data, config.resolutions[0])
     params, batch_stats = checkpoints.restore_model(step, data_mesh())
     checkpoints.close()
 

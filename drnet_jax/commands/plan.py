@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from absl import flags
 
-from drnet_jax.commands.flags import define_config, define_mix, with_classes
+from drnet_jax.commands.shared import define_config, define_mix, with_classes
 from drnet_jax.config import Config
 from drnet_jax.data.sources import open_source
 from drnet_jax.errors import UserError
 from drnet_jax.plan.plan import plan
 from drnet_jax.plan.programs import reference
+from drnet_jax.plan.report import reference_text, text
 from drnet_jax.plan.target import parse
-from drnet_jax.plan.text import reference_text, text
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:

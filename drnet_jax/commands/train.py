@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from drnet_jax.commands.flags import define_config
+from drnet_jax.commands.shared import define_config
 from drnet_jax.devices import join_hosts
 from drnet_jax.train.loop import train
 

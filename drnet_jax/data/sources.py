@@ -52,12 +52,12 @@ def resolve_classes(source: Source, configured: int) -> int:
     """Returns the number of classes: what the source has, which `configured` must be, or 0.
 
     Raises:
-        UserError: if config.model.classes disagrees with the source.
+        UserError: if config.classifier.classes disagrees with the source.
     """
     found = len(source.classes)
     if configured not in (0, found):
         raise UserError(
-            f"config.model.classes: expected {found}, as many as the data set has classes, or 0 to "
+            f"config.classifier.classes: expected {found}, as many as the data set has classes, or 0 to "
             f"take that number; received {configured}"
         )
     return found

@@ -172,7 +172,7 @@ def at_every_resolution(engine: Engine, open_batches: Batches) -> list[Outcome]:
 def validation_batches(config: Config, source: Source) -> Iterable[Batch]:
     """This host's share of the validation images, each once."""
     return eval_batches(
-        source, config.data, size=config.model.resolutions[0],
+        source, config.data, size=config.resolutions[0],
         batch_size=config.evaluation.batch_size,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )

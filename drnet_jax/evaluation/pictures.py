@@ -26,7 +26,7 @@ def draw_routing(
         path: where to write the PNG.
         outcome: of the routed evaluation of `source`.
     """
-    resolutions = config.model.resolutions
+    resolutions = config.resolutions
     figure = Figure(figsize=(1.3 * COLUMNS, 1.6 * len(resolutions)), layout="constrained")
     axes = figure.subplots(len(resolutions), COLUMNS, squeeze=False)
     for row, resolution in enumerate(resolutions):

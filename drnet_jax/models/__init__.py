@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.config import Model, Predictor
+from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
 from drnet_jax.models.convnet import ConvNet
 from drnet_jax.models.norm import BatchNorm
@@ -22,13 +22,13 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_classifier(model: Model, classes: int) -> nn.Module:
+def build_classifier(classifier: Classifier, classes: int, dtype: str) -> nn.Module:
     """The classifier: images [S, H, W, 3] -> float32 logits [S, classes].
 
     Raises:
-        UserError: if `model.classifier` names no network.
+        UserError: if `classifier.name` names no network.
     """
-    return _build(model.classifier, "model.classifier", model.width, classes, model.dtype)
+    return _build(classifier.name, "classifier.name", classifier.width, classes, dtype)
 
 
 def build_predictor(predictor: Predictor, resolutions: int, dtype: str) -> nn.Module:
@@ -40,7 +40,7 @@ def build_predictor(predictor: Predictor, resolutions: int, dtype: str) -> nn.Mo
     return _build(predictor.name, "predictor.name", predictor.width, resolutions, dtype)
 
 
-def _build(name: str, key: str, width: int, classes: int, dtype: str) -> nn.Module:
+def _build(name: str, key: str, width: float, classes: int, dtype: str) -> nn.Module:
     factory = NETWORKS.get(name) or _load(name, key)
     return factory(width=width, classes=classes, norm=BatchNorm, dtype=jnp.dtype(dtype))
 

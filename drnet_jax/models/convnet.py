@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.models.layers import Conv, dense_init
+from drnet_jax.models.layers import Conv, dense_init, scaled
 from drnet_jax.models.norm import BatchNorm
 
 
 class ConvNet(nn.Module):
     """Squares of 2x2 pixels as channels, three 3x3 convolutions of stride 2, average pooling.
 
-    The convolutions have 2, 4 and 8 times `width` channels; each output of the last sees 30 pixels
-    a side. Where small images are routed to small networks, a residual predictor's many thin
+    The convolutions have 32, 64 and 128 channels, times `width`; each output of the last sees 30
+    pixels a side. Where small images are routed to small networks, a residual predictor's many thin
     layers, and any convolution of 3 channels, cost more time than their multiply-adds tell.
     """
 
     classes: int
-    width: int = 16
+    width: float = 1.0
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
 
@@ -29,7 +29,7 @@ class ConvNet(nn.Module):
         """Images x [S, H, W, 3] -> float32 logits [S, classes]; as `resnet.ResNet`."""
         x = fold_pixels(x)
         for layer in (1, 2, 3):
-            x = Conv(self.width * 2**layer, 3, 2, self.dtype, name=f"conv{layer}")(x)
+            x = Conv(scaled(16, self.width) * 2**layer, 3, 2, self.dtype, name=f"conv{layer}")(x)
             x = nn.relu(self.norm(dtype=self.dtype, name=f"norm{layer}")(x, train, mask))
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, kernel_init=dense_init, name="head")(x)

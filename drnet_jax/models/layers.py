@@ -13,6 +13,11 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def scaled(channels: int, width: float) -> int:
+    """A published number of channels, times a width multiplier; at least 1."""
+    return max(1, round(channels * width))
+
+
 class Conv(nn.Module):
     """Square convolution without bias; pads (k-1)//2 on every side, as PyTorch models do.
 

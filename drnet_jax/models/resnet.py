@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.models.layers import Conv, dense_init
+from drnet_jax.models.layers import Conv, dense_init, scaled
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.ops import max_pool
+
+CHANNELS = 64  # of the first stage, at width 1
 
 
 class BasicBlock(nn.Module):
@@ -65,7 +67,7 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...]
     block: type[BasicBlock] | type[Bottleneck]
     classes: int
-    width: int = 64
+    width: float = 1.0
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
@@ -77,17 +79,18 @@ class ResNet(nn.Module):
         `train` and `mask` (bool [S], the real rows) go to every norm.
         """
         conv = functools.partial(self.conv, dtype=self.dtype)
+        width = scaled(CHANNELS, self.width)
 
         def norm(y, name):
             return self.norm(dtype=self.dtype, name=name)(y, train, mask)
 
-        x = conv(self.width, 7, 2, name="stem_conv")(x)
+        x = conv(width, 7, 2, name="stem_conv")(x)
         x = max_pool(nn.relu(norm(x, name="stem_norm")))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                x = self.block(self.width * 2**stage, stride, conv, norm, name=name)(x)
+                x = self.block(width * 2**stage, stride, conv, norm, name=name)(x)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, kernel_init=dense_init, name="head")(x)
 

@@ -42,7 +42,7 @@ def plan(
     """What training and inference take.
 
     Args:
-        config: with `model.classes` set; `batch_size` is the global batch.
+        config: with `classifier.classes` set; `batch_size` is the global batch.
         target: the devices.
         mix: [R], the share of the images at each resolution in stage 2; None is the same for all.
         utilisation: the share of the devices' published FLOP/s that is assumed to be reached.
@@ -57,7 +57,7 @@ def plan(
     Raises:
         UserError: if the mix, the budget, the batch size or the number of images will not do.
     """
-    costs = model_costs(config, config.model.classes)
+    costs = model_costs(config, config.classifier.classes)
     if mix is None:
         mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
     costs.mean(mix, with_predictor=True)  # checks it
@@ -67,7 +67,7 @@ def plan(
         raise UserError(
             f"--images: expected at least the batch of {config.batch_size}, received {images}"
         )
-    drnet = DRNet.from_config(config, config.model.classes)
+    drnet = DRNet.from_config(config, config.classifier.classes)
     states = {stage: state_of(config, drnet, stage) for stage in STAGES}
     report = {
         "devices": {
@@ -108,15 +108,15 @@ def _schedule(
 ) -> dict[str, float | None]:
     """Multiply-adds of a training step, steps, and device-hours at the assumed utilisation."""
     forward = sum(costs.classifier)
-    if stage == "finetune" and config.router.estimator == "dense":
+    if stage == "finetune" and config.router.gumbel.estimator == "dense":
         forward += costs.predictor
     elif stage == "finetune":
         forward = costs.mean(mix, with_predictor=True)
     step = TRAINING_PASSES * forward * config.batch_size
     steps = None
     if images is not None:
-        steps = getattr(config, stage).epochs * (images // config.batch_size)
-    peak = target.chip and target.chip.flops[config.model.dtype]
+        steps = config.steps(stage, images)
+    peak = target.chip and target.chip.flops[config.dtype]
     seconds = peak and 2 * step / (peak * utilisation * target.devices)
     return {
         "multiply_adds_of_a_step": step,
@@ -133,7 +133,7 @@ def _decoding_rate(config: Config) -> float:
     photo = np.stack([rows % 256, columns % 256, (rows + columns) % 256], -1).astype(np.uint8)
     photo ^= np.random.default_rng(0).integers(0, 32, photo.shape, np.uint8)
     encoded = cv2.imencode(".jpg", photo)[1].tobytes()
-    data, size = config.data, config.model.resolutions[0]
+    data, size = config.data, config.resolutions[0]
 
     def decode(seed: int) -> int:
         random, count, began = np.random.default_rng(seed), 0, time.perf_counter()
@@ -154,6 +154,6 @@ def _most_programs(config: Config, target: Target, costs: Costs) -> dict[str, in
     bucketed = sizes * resolutions
     return {
         "pretrain": 2 + resolutions,
-        "finetune": 2 + (1 if config.router.estimator == "dense" else bucketed),
+        "finetune": 2 + (1 if config.router.gumbel.estimator == "dense" else bucketed),
         "inference": 1 + resolutions,
     }

@@ -118,7 +118,7 @@ def largest_batch(memory: float, rows: int, whole: int, half: int) -> int | None
 
 
 def _batch(config: Config, size: int) -> Batch:
-    base = config.model.resolutions[0]
+    base = config.resolutions[0]
     return {
         "image": jax.ShapeDtypeStruct((size, base, base, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((size,), np.int32),
@@ -128,7 +128,7 @@ def _batch(config: Config, size: int) -> Batch:
 def _step(config: Config, target: Target, drnet: DRNet, costs: Costs, stage: str) -> Step:
     return Step(
         drnet=drnet, optimizer=make_optimizer(config, stage, 1), mesh=target.mesh,
-        programs=Programs(), stage=stage, estimator=config.router.estimator,
+        programs=Programs(), stage=stage, estimator=config.router.gumbel.estimator,
         sizes=Sizes(config.bucket_multiple, config.bucket_lead),
         objective=make_objective(config, costs), distillation=config.pretrain.distillation,
     )
@@ -156,7 +156,7 @@ def _row(
     chip, bound = target.chip, None
     if chip and found.bytes_moved is not None:
         bound = max(
-            (found.flops or 0) / chip.flops[config.model.dtype],
+            (found.flops or 0) / chip.flops[config.dtype],
             found.bytes_moved / chip.bandwidth,
         )
     memory = max(resident, found.arguments) + found.outputs + found.temporaries
@@ -180,22 +180,22 @@ def reference(config: Config, target: Target) -> list[tuple[dict[str, Any], dict
     if target.mesh is None:
         raise UserError(f"--reference: {target.missing}")
     check_batch(config.batch_size, target.devices)
-    drnet = DRNet.from_config(config, config.model.classes)
+    drnet = DRNet.from_config(config, config.classifier.classes)
     if not isinstance(drnet.classifier, ResNet):
         raise UserError(
-            f"--reference: expected config.model.classifier to be a ResNet of this package, "
-            f"received {config.model.classifier!r}"
+            f"--reference: expected config.classifier.name to be a ResNet of this package, "
+            f"received {config.classifier.name!r}"
         )
-    costs, rows = model_costs(config, config.model.classes), config.batch_size // target.devices
+    costs, rows = model_costs(config, config.classifier.classes), config.batch_size // target.devices
     step = _step(config, target, drnet, costs, "pretrain")
     _, largest, *_ = step.all_programs(
         state_of(config, drnet, "pretrain"), _batch(config, config.batch_size), None, []
     )
     twin = flax_baseline.training_program(
-        target.mesh, flax_baseline.flax_twin(drnet.classifier), config.model.resolutions[0], rows
+        target.mesh, flax_baseline.flax_twin(drnet.classifier), config.resolutions[0], rows
     )
     blocks = functools.partial(
-        flax_baseline.blocks_program, target.mesh, jnp.dtype(config.model.dtype), rows
+        flax_baseline.blocks_program, target.mesh, jnp.dtype(config.dtype), rows
     )
     # One at a time, so that the seconds can be compared; in turns where they are few.
     bucket, bucket_of_flax = (

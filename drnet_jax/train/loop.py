@@ -66,8 +66,7 @@ class Run:
 
     def last_step(self, stage: str) -> int:
         """The step, counted over the run, at which a stage is complete."""
-        epochs = getattr(self.config, stage).epochs
-        return self.first_step(stage) + epochs * self.steps_per_epoch
+        return self.first_step(stage) + self.config.steps(stage, len(self.train_source))
 
 
 def train(config: Config, workdir: str, warm_up: bool = False) -> None:
@@ -84,12 +83,12 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
             compiled), if the loss stops being finite, or if a checkpoint cannot be written.
     """
     train_source, val_source = open_source(config.data, True), open_source(config.data, False)
-    classes = resolve_classes(train_source, config.model.classes)
+    classes = resolve_classes(train_source, config.classifier.classes)
     if val_source.classes != train_source.classes:
         raise UserError("config.data: the training and the validation split differ in classes")
     mesh = data_mesh()
     _check_batch(config, mesh, len(train_source))
-    base = config.model.resolutions[0]
+    base = config.resolutions[0]
     for source in (train_source, val_source):
         check_source(source, config.data, base)
     drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
@@ -101,7 +100,7 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
         config, mesh, drnet, costs, objective, train_source, val_source,
         Checkpoints(
             workdir, config.checkpoint.keep,
-            (config.pretrain.epochs * (len(train_source) // config.batch_size),), cleanup=True,
+            (config.steps("pretrain", len(train_source)),), cleanup=True,
         ),
         telemetry, Programs(telemetry.compiled), Programs(telemetry.compiled), warm_up,
     )
@@ -115,7 +114,7 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
             _warm_up(run, STAGES[STAGES.index(newest.stage) if newest else 0 :])
         state = None if newest else _starting_point(run)
         for stage in STAGES:
-            if getattr(config, stage).epochs == 0:
+            if config.stage(stage).epochs == 0:
                 continue
             if newest and STAGES.index(newest.stage) > STAGES.index(stage):
                 continue
@@ -190,7 +189,7 @@ def _run_stage(
     )
     host_batch = config.batch_size // jax.process_count()
     batches = train_batches(
-        run.train_source, config.data, size=config.model.resolutions[0], batch_size=host_batch,
+        run.train_source, config.data, size=config.resolutions[0], batch_size=host_batch,
         seed=len(STAGES) * config.seed + STAGES.index(stage),
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
@@ -230,7 +229,8 @@ def _make_step(run: Run, stage: str, bucket_sizes: dict[str, dict[str, int]]) ->
         left |= {(index, size): 0 for index in range(len(resolutions)) for size in run.sizes}
     return Step(
         drnet=run.drnet, optimizer=make_optimizer(config, stage, run.steps_per_epoch),
-        mesh=run.mesh, programs=run.programs, stage=stage, estimator=config.router.estimator,
+        mesh=run.mesh, programs=run.programs, stage=stage,
+        estimator=config.router.gumbel.estimator,
         sizes=Sizes(config.bucket_multiple, config.bucket_lead, left), objective=run.objective,
         distillation=config.pretrain.distillation,
     )
@@ -238,20 +238,20 @@ def _make_step(run: Run, stage: str, bucket_sizes: dict[str, dict[str, int]]) ->
 
 def _warm_up(run: Run, stages: Sequence[str]) -> None:
     """Compiles every training program of some stages, at every size that a bucket can have."""
-    config, base = run.config, run.config.model.resolutions[0]
+    config, base = run.config, run.config.resolutions[0]
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, base, base, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     for stage in stages:
-        if getattr(config, stage).epochs:
+        if config.stage(stage).epochs:
             step = _make_step(run, stage, {})
             state = jax.eval_shape(
                 functools.partial(create_state, run.drnet, step.optimizer), key
             )
             for program, arguments in step.all_programs(
-                state, batch, key, [run.sizes] * len(config.model.resolutions)
+                state, batch, key, [run.sizes] * len(config.resolutions)
             ):
                 run.programs.compile(program, *arguments)
 
@@ -267,7 +267,7 @@ def _steps(
     config, telemetry, window = run.config, run.telemetry, Window(run.costs)
     first, last = run.first_step(stage), run.last_step(stage)
     number = first + int(state.step)
-    validation_steps = run.steps_per_epoch * config.evaluation.every_epochs
+    validation_steps = max(1, round(run.steps_per_epoch * config.evaluation.every_epochs))
     # Under jit, as device_put cannot reach the devices of other hosts.
     make_key = jax.jit(jax.random.key, out_shardings=replicated(run.mesh))
     key = make_key(config.seed + 1)
@@ -350,7 +350,7 @@ def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str,
         }
         found = {"top1": float(np.mean(list(at.values())))} | at
     else:
-        price = outcomes.find_price(engine, batches, run.costs, run.config.budget.target * GIGA)
+        price = outcomes.find_price(engine, batches, run.costs, run.config.budget * GIGA)
         result = outcomes.run(engine, batches(), outcomes.routed(engine, price))
         mix = result.mix(len(run.costs.resolutions)).tolist()
         found = {

@@ -110,13 +110,16 @@ def make_objective(config: Config, costs: Costs) -> Objective:
     """The objective that `config.router` names, with its constants in multiply-adds.
 
     Raises:
-        UserError: if no mix of the resolutions costs `config.budget.target`.
+        UserError: if no mix of the resolutions costs `config.budget`.
     """
-    router, target = config.router, GIGA * config.budget.target
+    router, target = config.router, GIGA * config.budget
     costs.check_budget(target)
     if router.objective == "gumbel":
-        return GumbelObjective(costs.classifier, router.alpha * GIGA, router.eta, router.temperature)
-    return OutcomeObjective(costs.classifier, target - costs.predictor, router.exploration)
+        gumbel = router.gumbel
+        return GumbelObjective(
+            costs.classifier, gumbel.alpha * GIGA, gumbel.eta, gumbel.temperature
+        )
+    return OutcomeObjective(costs.classifier, target - costs.predictor, router.outcome.exploration)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD as PyTorch's: decay is added to the gradient, then momentum, then the rate.
 
-    In `pretrain` the predictor stands still; in `finetune` it learns at `router.predictor_rate`
+    In `pretrain` the predictor stands still; in `finetune` it learns at `optimizer.predictor_rate`
     times the classifier's rate. Each of the two has its gradient clipped on its own.
     """
     schedule = learning_rate(getattr(config, stage), steps_per_epoch)
@@ -39,7 +39,7 @@ def make_optimizer(
 
     predictor = {
         "pretrain": optax.set_to_zero(),
-        "finetune": sgd(config.router.predictor_rate),
+        "finetune": sgd(config.optimizer.predictor_rate),
     }[stage]
     return optax.partition(
         {"classifier": sgd(1.0), "predictor": predictor},

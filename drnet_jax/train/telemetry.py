@@ -20,8 +20,8 @@ COLLAPSED = 0.99  # share of one resolution in a window from which on the router
 HINT = (
     "every image goes to one resolution, so the router decides nothing. "
     "config.router.objective='outcome' keeps to a budget without this; with 'gumbel' try a higher "
-    "config.router.temperature, a config.router.alpha between the costs of two resolutions, "
-    "a lower config.router.eta, or a lower config.router.predictor_rate."
+    "config.router.gumbel.temperature, a config.router.gumbel.alpha between the costs of two "
+    "resolutions, a lower config.router.gumbel.eta, or a lower config.optimizer.predictor_rate."
 )
 
 

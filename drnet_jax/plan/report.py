@@ -1,4 +1,4 @@
-"""A plan as tables."""
+"""Report: a plan as tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from drnet_jax.formatting import short, table
 def text(report: dict[str, Any]) -> str:
     """The report as tables."""
     config, devices, held = report["config"], report["devices"], report["parameters"]
-    model, memory = config["model"], devices["memory"]
+    classifier, memory = config["classifier"], devices["memory"]
     mix = "/".join(f"{100 * share:.3g}" for share in report["mix"])
     sections = [
-        f"{model['classifier']} of width {model['width']}, {model['dtype']}, batch "
+        f"{classifier['name']} of width {classifier['width']:g}, {config['dtype']}, batch "
         f"{config['batch_size']} on {devices['count']} devices of {devices['hosts']} "
         f"host{'s' * (devices['hosts'] > 1)} ({devices['name']}), {mix} % at "
-        f"{'/'.join(map(str, model['resolutions']))} px in stage 2",
+        f"{'/'.join(map(str, config['resolutions']))} px in stage 2",
         "parameters " + short(held["total"]) + "; multiply-adds of an image: " + ", ".join(
             f"{short(count)} {'of the predictor' if at == 'predictor' else f'at {at} px'}"
             for at, count in report["multiply_adds"].items()

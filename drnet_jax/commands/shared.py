@@ -61,18 +61,20 @@ def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
 
 
 def with_classes(config: Config) -> Config:
-    """The config with `model.classes` set, if it is not, to what the data set has.
+    """The config with `classifier.classes` set, if it is not, to what the data set has.
 
     Raises:
         UserError: if it is not set and the data set cannot be opened.
     """
-    if config.model.classes:
+    if config.classifier.classes:
         return config
     try:
         classes = resolve_classes(open_source(config.data, training=False), 0)
     except UserError as error:
         raise UserError(
-            "config.model.classes: expected a number of classes, received 0; set "
-            f"--config.model.classes, or open the data set to it, for that failed:\n{error}"
+            "config.classifier.classes: expected a number of classes, received 0; set "
+            f"--config.classifier.classes, or open the data set to it, for that failed:\n{error}"
         ) from error
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=classes))
+    return dataclasses.replace(
+        config, classifier=dataclasses.replace(config.classifier, classes=classes)
+    )
