@@ -219,16 +219,21 @@ def open_existing(workdir: str) -> Checkpoints:
     return checkpoints
 
 
+CLASSIFIER = (
+    "resolutions", "dtype", "classifier.name", "classifier.width",
+    "classifier.resolution_aware_norm",
+)
+PREDICTOR = ("predictor.name", "predictor.width", "predictor.resolution")
+
+
 def check_compatible(
     saved: Meta, config: Config, classes: tuple[str, ...], where: str,
-    groups: tuple[str, ...] = ("model", "predictor"),
+    keys: tuple[str, ...] = CLASSIFIER + PREDICTOR,
 ) -> None:
     """Raises UserError if a checkpoint's networks or classes differ from the ones at hand."""
     differences = [
-        f"config.{group}.{key}: {old!r} in the checkpoint, {new!r} here"
-        for group in groups
-        for key, old, new in _differing(getattr(saved.config, group), getattr(config, group))
-        if key != "classes"
+        f"config.{key}: {saved.config.get(key)!r} in the checkpoint, {config.get(key)!r} here"
+        for key in keys if saved.config.get(key) != config.get(key)
     ]
     if saved.classes != classes:
         differences.append(
@@ -241,13 +246,6 @@ def check_compatible(
             + "; ".join(differences)
             + ". Use another --workdir, or the configuration that it was made with"
         )
-
-
-def _differing(old: Any, new: Any):
-    for field in dataclasses.fields(old):
-        values = getattr(old, field.name), getattr(new, field.name)
-        if values[0] != values[1]:
-            yield field.name, *values
 
 
 def _rank(meta: Meta) -> float:

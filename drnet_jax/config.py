@@ -5,6 +5,7 @@ misspelt or impossible value never travels further than `parse`.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -130,6 +131,10 @@ class Config:
         """The effective config as text; `parse(json.loads(text))` gives it back."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
+    def get(self, key: str) -> Any:
+        """The value of a dotted key, such as "router.gumbel.alpha"."""
+        return functools.reduce(getattr, key.split("."), self)
+
     def stage(self, name: str) -> Stage:
         """The group of a stage, one of STAGES."""
         return getattr(self, name)
@@ -224,19 +229,12 @@ def parse(values: Mapping[str, Any]) -> Config:
     """
     config = _build(Config, values, "config")
     for key, (low, high) in RANGES.items():
-        _require(config, key, _between(low, high), low <= _get(config, key) <= high)
+        _require(config, key, _between(low, high), low <= config.get(key) <= high)
     for key, names in CHOICES.items():
-        _require(config, key, " or ".join(map(repr, names)), _get(config, key) in names)
+        _require(config, key, " or ".join(map(repr, names)), config.get(key) in names)
     for key, expected, holds in RULES:
         _require(config, key, expected, holds(config))
     return config
-
-
-def _get(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _between(low: float, high: float) -> str:
@@ -248,7 +246,7 @@ def _between(low: float, high: float) -> str:
 
 def _require(config: Config, key: str, expected: str, holds: bool) -> None:
     if not holds:
-        raise UserError(f"config.{key}: expected {expected}, received {_get(config, key)!r}")
+        raise UserError(f"config.{key}: expected {expected}, received {config.get(key)!r}")
 
 
 def _build(cls: type, values: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ class Simulated:
     """Every image alone, at every resolution: what routing must give, without any routing."""
 
     def __init__(self, drnet, variables):
-        route = jax.jit(lambda image: drnet.route(*variables, image)[0])
+        route = jax.jit(lambda image: drnet.score(*variables, image)[0])
         classify = jax.jit(lambda image: [
             drnet.classify(index, *variables, image)[0] for index in range(len(RESOLUTIONS))])
         images = BATCH["image"][:, None]
@@ -66,7 +66,9 @@ def make_server(drnet, variables, devices, batch_size, programs=None):
     state = jax.device_put(variables, replicated(mesh_of(8)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
-        return Engine(drnet, *state, batch_size, programs or Programs(), "outcome", COSTS)
+        engine = Engine(drnet, COSTS, batch_size, programs or Programs())
+        engine.load(*state)
+        return engine
 
 
 @pytest.fixture(scope="module", params=[1, 8], ids=["1 device", "8 devices"])

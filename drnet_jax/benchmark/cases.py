@@ -150,7 +150,8 @@ def inference(
     """A plain classifier at the base size, routing through queues, and the predictor alone."""
     variables = jax.jit(drnet.init, out_shardings=replicated(mesh))(jax.random.key(seed))
     size, resolutions = len(images), len(drnet.resolutions)
-    engine = Engine(drnet, *variables, size, programs, costs)
+    engine = Engine(drnet, costs, size, programs)
+    engine.load(*variables)
     choice = deal(mix, STREAM * size, seed)
 
     def routed() -> dict[str, np.ndarray]:

@@ -88,9 +88,10 @@ def evaluate_workdir(
     checkpoints.close()
 
     engine = Engine(
-        DRNet.from_config(config, len(meta.classes)), params, batch_stats,
-        config.evaluation.batch_size, Programs(), costs,
+        DRNet.from_config(config, len(meta.classes)), costs, config.evaluation.batch_size,
+        Programs(),
     )
+    engine.load(params, batch_stats)
     numbers, outcome, known = evaluate.evaluate(
         engine, lambda: outcomes.validation_batches(config, source), costs, target, config.seed
     )

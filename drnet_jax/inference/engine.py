@@ -30,14 +30,12 @@ class Engine:
     """
 
     def __init__(
-        self, drnet: DRNet, params: Tree, batch_stats: Tree, batch_size: int, programs: Programs,
-        costs: Costs,
+        self, drnet: DRNet, costs: Costs, batch_size: int, programs: Programs
     ):
-        """Copies the parameters to all devices of this host.
+        """An engine without parameters; `load` gives it some.
 
         Args:
             drnet: the networks.
-            params: replicated over any devices, this host's among them; `batch_stats` likewise.
             batch_size: rounded up to a multiple of the number of this host's devices.
             programs: where the compiled networks are kept.
             costs: by which the price of `choose` charges.
@@ -47,6 +45,14 @@ class Engine:
         self.mesh = data_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self._programs = programs
+        self._scores = scores_program(drnet, self.mesh, self.batch_size)
+        self._classify = [
+            classify_program(drnet, self.mesh, index, self.batch_size)
+            for index in range(len(drnet.resolutions))
+        ]
+
+    def load(self, params: Tree, batch_stats: Tree) -> None:
+        """Takes parameters, replicated over any devices, this host's among them; copies them."""
         # This host's copy of a replicated array is whole.
         variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), (params, batch_stats))
         params, batch_stats = jax.device_put(variables, replicated(self.mesh))
@@ -54,12 +60,7 @@ class Engine:
         # call longer.
         self._predictor = tuple({"predictor": tree["predictor"]} for tree in (params, batch_stats))
         self._classifiers = [
-            (only(params, key), only(batch_stats, key)) for key in drnet.norm_keys
-        ]
-        self._scores = scores_program(drnet, self.mesh, self.batch_size)
-        self._classify = [
-            classify_program(drnet, self.mesh, index, self.batch_size)
-            for index in range(len(drnet.resolutions))
+            (only(params, key), only(batch_stats, key)) for key in self.drnet.norm_keys
         ]
 
     def scores(self, images: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,21 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from drnet_jax import buckets
-from drnet_jax.checkpoint import Checkpoints, Meta, check_compatible, open_existing
-from drnet_jax.config import GIGA, STAGES, Config
+from drnet_jax.checkpoint import CLASSIFIER, Checkpoints, Meta, check_compatible, open_existing
+from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import Costs, model_costs
-from drnet_jax.data.loader import Batch, check_source, train_batches
+from drnet_jax.data.loader import check_source, train_batches
 from drnet_jax.data.sources import Source, open_source, resolve_classes
 from drnet_jax.devices import Programs, check_batch, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
-from drnet_jax.evaluation import outcomes
-from drnet_jax.inference.engine import Engine
 from drnet_jax.train.objectives import Objective, make_objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState, create_state
 from drnet_jax.train.step import Step
 from drnet_jax.train.telemetry import HINT, Telemetry, Window
+from drnet_jax.train.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Run:
     checkpoints: Checkpoints
     telemetry: Telemetry
     programs: Programs  # of training
-    evaluation_programs: Programs
+    validation: Validation
     warm_up: bool  # whether all bucket sizes are compiled, and in use, from the start
 
     @property
@@ -102,7 +101,8 @@ def train(config: Config, workdir: str, warm_up: bool = False) -> None:
             workdir, config.checkpoint.keep,
             (config.steps("pretrain", len(train_source)),), cleanup=True,
         ),
-        telemetry, Programs(telemetry.compiled), Programs(telemetry.compiled), warm_up,
+        telemetry, Programs(telemetry.compiled),
+        Validation(config, drnet, costs, val_source, telemetry.compiled), warm_up,
     )
     newest = _newest(run, workdir)
     if jax.process_index() == 0:
@@ -171,7 +171,7 @@ def _starting_point(run: Run) -> TrainState | None:
             f"received {origin!r}, which holds no checkpoint of that stage"
         )
     check_compatible(
-        of_stage_1[-1], run.config, run.train_source.classes, origin, groups=("model",)
+        of_stage_1[-1], run.config, run.train_source.classes, origin, keys=CLASSIFIER
     )
     params, batch_stats = checkpoints.restore_model(of_stage_1[-1].step, run.mesh)
     checkpoints.close()
@@ -307,7 +307,9 @@ def _steps(
             if window.collapsed():
                 telemetry.say(f"warning: step {number}: {HINT}")
             if saved:
-                metrics = _validate(run, stage, number, state) if validated else {}
+                metrics = run.validation(stage, state) if validated else {}
+                if validated:
+                    telemetry.write("validation", number, {"stage": stage} | metrics)
                 run.checkpoints.save(state.model, state.training, batches, Meta(
                     stage=stage, step=number, stage_end=number == last, config=config,
                     classes=run.train_source.classes, metrics=metrics,
@@ -329,36 +331,3 @@ def _check_finite(run: Run, step: int, index: np.ndarray, sums: dict[str, Any]) 
         f"step {good}; try a lower learning rate, or look at the images of this batch: "
         + ", ".join(keys)
     )
-
-
-def _validate(run: Run, stage: str, number: int, state: TrainState) -> dict[str, float]:
-    """Validates as the stage trains: at every resolution, or routed; `top1` ranks checkpoints."""
-    engine = Engine(
-        run.drnet, state.params, state.batch_stats, run.config.evaluation.batch_size,
-        run.evaluation_programs, run.costs,
-    )
-
-    def batches() -> Iterable[Batch]:
-        return outcomes.validation_batches(run.config, run.val_source)
-
-    if stage == "pretrain":
-        at = {
-            f"top1_{resolution}": float(outcome.hits(1).mean())
-            for resolution, outcome in zip(
-                run.costs.resolutions, outcomes.at_every_resolution(engine, batches), strict=True
-            )
-        }
-        found = {"top1": float(np.mean(list(at.values())))} | at
-    else:
-        price = outcomes.find_price(engine, batches, run.costs, run.config.budget * GIGA)
-        result = outcomes.run(engine, batches(), outcomes.routed(engine, price))
-        mix = result.mix(len(run.costs.resolutions)).tolist()
-        found = {
-            "top1": float(result.hits(1).mean()),
-            "cost": run.costs.mean(mix, with_predictor=True),
-            "price": price,
-            **{f"share_{size}": share
-               for size, share in zip(run.costs.resolutions, mix, strict=True)},
-        }
-    run.telemetry.write("validation", number, {"stage": stage} | found)
-    return found
