@@ -39,6 +39,9 @@ class Meta:
     metrics: dict[str, float]  # of the validation at this step; {} where there was none
     # Steps until each size of each resolution's bucket is in use (see `drnet_jax.train.sizes`).
     bucket_sizes: dict[str, dict[str, int]]
+    # Of the validation at this step in stage 2: [multiply-adds, price] of several budgets.
+    prices: list[list[float]] = dataclasses.field(default_factory=list)
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         base = self.config.resolutions[0]
@@ -50,9 +53,10 @@ class Meta:
             "classes": list(self.classes),
             "metrics": self.metrics,
             "bucket_sizes": self.bucket_sizes,
+            "prices": self.prices,
             "resolutions": list(self.config.resolutions),
             "preprocessing": {
-                "resize": round(base * transforms.RESIZE_OVER_CROP), "crop": base,
+                "resize": transforms.square_for(base), "crop": base,
                 "mean": list(images.MEAN), "deviation": list(images.DEVIATION),
             },
         }
@@ -62,7 +66,8 @@ class Meta:
         return cls(
             stage=values["stage"], step=values["step"], stage_end=values["stage_end"],
             config=parse(values["config"]), classes=tuple(values["classes"]),
-            metrics=values["metrics"], bucket_sizes=values.get("bucket_sizes", {}),
+            metrics=values["metrics"], bucket_sizes=values["bucket_sizes"],
+            prices=values["prices"], preprocessing=values["preprocessing"],
         )
 
 
@@ -165,6 +170,17 @@ class Checkpoints:
         )
         return Meta.from_json(restored["meta"])
 
+    def prices(self, step: int) -> tuple[float, list[list[float]]]:
+        """The price that the newest validation of stage 2 up to a step found, and those of others.
+
+        0 and none where there was no such validation.
+        """
+        for earlier in reversed([each for each in self.steps() if each <= step]):
+            meta = self.meta(earlier)
+            if meta.stage == STAGES[1] and "price" in meta.metrics:
+                return meta.metrics["price"], meta.prices
+        return 0.0, []
+
     def restore_model(self, step: int, mesh: Mesh) -> tuple[Tree, Tree]:
         """(params, batch_stats) of a step, replicated over a mesh, with nothing known before."""
         meta = self.meta(step)
@@ -204,6 +220,31 @@ class Checkpoints:
                 f"{self.directory}: a checkpoint could not be written ({error}). "
                 f"Whole checkpoints: {good}. Make room and run the same command to go on."
             ) from error
+
+
+def find_checkpoint(path: str, which: str) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run, opened for reading, and the step of the one that is meant.
+
+    Args:
+        path: a workdir, or a checkpoint's directory in it, `workdir/checkpoints/STEP`.
+        which: "last" or "best" of a workdir.
+
+    Raises:
+        UserError: if there is none.
+    """
+    directory = Path(path).expanduser().absolute()
+    if directory.name.isdecimal() and directory.parent.name == FOLDER:
+        checkpoints = open_existing(str(directory.parents[1]))
+        step = int(directory.name) if int(directory.name) in checkpoints.steps() else None
+        expected = f"one of the steps {', '.join(map(str, checkpoints.steps()))}"
+    else:
+        checkpoints = open_existing(str(directory))
+        step = checkpoints.best() if which == "best" else checkpoints.latest()
+        expected = "one that was validated; take the last one with --checkpoint=last"
+    if step is None:
+        checkpoints.close()
+        raise UserError(f"{path}: no such checkpoint is there; expected {expected}")
+    return checkpoints, step
 
 
 def open_existing(workdir: str) -> Checkpoints:

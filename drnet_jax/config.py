@@ -47,7 +47,7 @@ class Predictor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gumbel:
+class GumbelRouter:
     alpha: float
     eta: float
     temperature: float
@@ -55,15 +55,15 @@ class Gumbel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class OutcomeRouter:
     exploration: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Router:
     objective: str
-    gumbel: Gumbel
-    outcome: Outcome
+    gumbel: GumbelRouter
+    outcome: OutcomeRouter
 
 
 @dataclasses.dataclass(frozen=True)

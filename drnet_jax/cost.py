@@ -59,14 +59,19 @@ class Costs:
         """Multiply-adds of the classifier, float32 [R], as routing charges them."""
         return np.array(self.classifier, np.float32)
 
-    def check_budget(self, budget: float) -> None:
-        """Raises UserError unless routing can cost `budget` multiply-adds (0: no budget)."""
-        low, high = (self.predictor + end for end in (min(self.classifier), max(self.classifier)))
+    def can_cost(self, budget: float) -> bool:
+        """Whether routing, the predictor included, can cost `budget` multiply-adds on average."""
         # A hair more on both sides, so that the ends as the message prints them will do.
-        if budget and not 0.999 * low <= budget <= 1.001 * high:
+        low, high = min(self.classifier), max(self.classifier)
+        return 0.999 * (self.predictor + low) <= budget <= 1.001 * (self.predictor + high)
+
+    def check_budget(self, budget: float) -> None:
+        """Raises UserError unless `budget` is 0, for none, or routing `can_cost` it."""
+        low, high = (self.predictor + end for end in (min(self.classifier), max(self.classifier)))
+        if budget and not self.can_cost(budget):
             raise UserError(
-                f"config.budget (or --budget): expected {low / GIGA:.4g} (the predictor, "
-                f"and {min(self.resolutions)} px for all) to {high / GIGA:.4g} (the predictor, and "
+                f"config.budget (or --budget): expected {low / GIGA:.4g} (the predictor, and "
+                f"{min(self.resolutions)} px for all) to {high / GIGA:.4g} (the predictor, and "
                 f"{max(self.resolutions)} px for all) 1e9 multiply-adds, received "
                 f"{budget / GIGA:.4g}"
             )

@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 from drnet_jax.benchmark.timing import Case
 from drnet_jax.config import Config
 from drnet_jax.cost import TRAINING_PASSES, Costs
-from drnet_jax.devices import AXIS, Programs, cores, per_device, put_batch, replicated
+from drnet_jax.devices import AXIS, Compilation, Programs, cores, per_device, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import Queues
+from drnet_jax.inference.queues import IN_FLIGHT, Queues
 from drnet_jax.models.layers import scaled
 from drnet_jax.models.resnet import CHANNELS
 from drnet_jax.train.device import Plan, Sums, plan_of
@@ -145,28 +145,36 @@ def _mean_cost(costs: Costs, choice: np.ndarray) -> float:
 
 def inference(
     drnet: DRNet, costs: Costs, mesh: Mesh, images: np.ndarray, mix: np.ndarray, seed: int,
-    programs: Programs,
+    announce: Callable[[Compilation], None],
 ) -> Iterator[Contestant]:
     """A plain classifier at the base size, routing through queues, and the predictor alone."""
     variables = jax.jit(drnet.init, out_shardings=replicated(mesh))(jax.random.key(seed))
     size, resolutions = len(images), len(drnet.resolutions)
-    engine = Engine(drnet, costs, size, programs)
+    engine = Engine(drnet, costs, size, announce)
     engine.load(*variables)
     choice = deal(mix, STREAM * size, seed)
 
+    def put(queues: Queues, batch: jax.Array, decided: jax.Array, rows: np.ndarray) -> Any:
+        jax.block_until_ready(decided)  # at its price; the table decides
+        return queues.put(batch, choice[rows], rows)
+
     def routed() -> dict[str, np.ndarray]:
-        queues, done = Queues(engine), []
+        queues, done, waiting = Queues(engine), [], []
         for rows in np.split(np.arange(len(choice)), STREAM):
-            engine.choose(images)  # at its price; the table decides
-            done += queues.put(images, choice[rows], rows)
+            batch = engine.upload(images)
+            waiting.append((batch, engine.choose(batch, 0.0), rows))
+            if len(waiting) == IN_FLIGHT:
+                done += put(queues, *waiting.pop(0))
+        for each in waiting:
+            done += put(queues, *each)
         done += queues.drain()
-        tickets = np.concatenate([tickets for tickets, *_ in done])
+        tickets = np.concatenate([answers.tickets for answers in done])
         return {"chosen": np.bincount(choice[tickets], minlength=resolutions)}
 
     full = -(-np.bincount(choice, minlength=resolutions) // size) * size
     for name, per_call, call, cost, padded in (
-        ("static", size, lambda: engine.classify(0, images), costs.classifier[0], 0.0),
-        ("predictor", size, lambda: engine.choose(images), costs.predictor, 0.0),
+        ("static", size, lambda: engine.classify(0, engine.upload(images)), costs.classifier[0], 0.0),
+        ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0), costs.predictor, 0.0),
         ("routed", len(choice), routed, _mean_cost(costs, choice),
          1 - len(choice) / int(full.sum())),
     ):

@@ -91,7 +91,7 @@ def benchmark(
             lambda: Programs(announce),
         ),
         *cases.inference(
-            drnet, costs, mesh, images, shares, config.seed, Programs(announce)
+            drnet, costs, mesh, images, shares, config.seed, announce
         ),
         *torch,
     ]

@@ -15,12 +15,15 @@ from drnet_jax.errors import UserError, last_line
 COMMANDS = {
     "train": "train both stages, or go on where a stopped run left off (the default)",
     "eval": "evaluate a checkpoint under several policies",
+    "predict": "classify images, each at the resolution it needs",
     "cost": "parameters and multiply-adds of a model",
     "plan": "what a run takes on devices that are not at hand",
     "benchmark": "images/s of training and inference",
     "drift": "programs, waiting and padding of a run whose mix drifts",
     "prepare": "download a tfds data set and write it as ArrayRecord files",
 }
+
+TAKING_NAMES = ("predict",)  # of images, besides flags
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -53,7 +56,11 @@ def run(argv: list[str]) -> int:
         if {"-h", "--help"} & set(argv):
             print(f"{module.__doc__}\n\nflags:\n{values.get_help(include_special_flags=False)}")
             return 0
-        if positional := _parse(values, argv)[1:]:
+        positional = _parse(values, argv)[1:]
+        if name in TAKING_NAMES:
+            command(positional)
+            return 0
+        if positional:
             raise UserError(f"expected --flags only, received {positional[0]!r}; see --help")
         command()
     except UserError as error:

@@ -70,11 +70,17 @@ def eval_batches(
     data: config.Data,
     *,
     size: int,
+    square: int,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Every image once, in order; host `process_index` yields every `process_count`-th of them.
+
+    Args:
+        size: height and width of the crops, in pixels.
+        square: what images are squashed to before (see `transforms.resize_and_centre_crop`).
+        batch_size: examples per batch of this host, B.
 
     Yields:
         {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B], "mask": bool
@@ -90,7 +96,7 @@ def eval_batches(
     count = -(-len(share) // batch_size)
     has_scale = "needed_scale" in _read(source, share[0])[1]
     # Padding without end: workers make whole batches, and Grain leaks memory when it reads an end.
-    rows = grain.MapDataset.range(sys.maxsize).map(_EvalExample(source, size, share, has_scale))
+    rows = grain.MapDataset.range(sys.maxsize).map(_EvalExample(source, size, square, share, has_scale))
     batches = iter(_batched(rows, batch_size, data))
     try:
         for batch in map(_own, itertools.islice(batches, count)):
@@ -237,6 +243,7 @@ class _EvalExample:
 
     source: Source
     size: int
+    square: int
     share: range
     has_scale: bool
 
@@ -245,7 +252,7 @@ class _EvalExample:
         if row["mask"]:
             index = self.share[position]
             image, example = _read(self.source, index)
-            image = transforms.resize_and_centre_crop(image, self.size)
+            image = transforms.resize_and_centre_crop(image, self.square, self.size)
         else:  # overwritten in `eval_batches`
             index, image = 0, np.zeros((self.size, self.size, 3), np.uint8)
             example = {"label": 0, "needed_scale": 0.0}

@@ -35,7 +35,9 @@ class Source(Protocol):
         ...
 
 
-def open_source(data: config.Data, training: bool) -> Source:
+def open_source(
+    data: config.Data, training: bool, classes: tuple[str, ...] | None = None
+) -> Source:
     """Opens the training split of `data`, or else its validation split.
 
     Raises:

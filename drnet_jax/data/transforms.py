@@ -106,11 +106,15 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def resize_and_centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Squashes uint8 [H, W, 3] to a square, 256 for size 224; returns its centre [size, size, 3].
+def square_for(size: int) -> int:
+    """What an image is squashed to before its centre is cropped: 256 for size 224, in pixels."""
+    return round(size * RESIZE_OVER_CROP)
+
+
+def resize_and_centre_crop(image: np.ndarray, square: int, size: int) -> np.ndarray:
+    """Squashes uint8 [H, W, 3] to [square, square, 3]; returns its centre [size, size, 3].
 
     An image that measures that square already is only cropped.
     """
-    square = round(size * RESIZE_OVER_CROP)
     start = (square - size) // 2
     return resize(image, square, square)[start : start + size, start : start + size]

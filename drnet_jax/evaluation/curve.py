@@ -1,4 +1,4 @@
-"""Accuracy over cost: what every policy makes of every budget, as files and a picture."""
+"""Curve: accuracy over cost, of every policy at every budget, as files and a picture."""
 
 import csv
 import json
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from drnet_jax import formatting, routing
 from drnet_jax.cost import Costs
 from drnet_jax.evaluation import intervals, policies
-from drnet_jax.evaluation.policies import Result, Table
+from drnet_jax.evaluation.policies import Outcome, by_resolution
+from drnet_jax.evaluation.table import Table
+from drnet_jax.formatting import interval, short
+from drnet_jax.formatting import table as text_table
 
 POINTS = 60  # budgets, evenly from the cheapest resolution to the dearest
 SHOWN = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)  # of the base's cost: the budgets also printed
@@ -26,33 +28,34 @@ def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
         seed: of the bootstrap.
 
     Returns:
-        What curve.json holds: "resolutions"; "fixed", a list of {"top1", "multiply_adds"};
-        "oracle", likewise; "predictor", its multiply-adds; and "points", for which see `_point`,
-        with "gain", of the best policy over the best random mix of the same cost, and the ends of
-        its 95 % interval over images, "gain low" and "gain high".
+        What curve.json holds (docs/files.md): "resolutions"; "fixed", by resolution, and "oracle",
+        each {"top1", "multiply_adds"}; "predictor", its multiply-adds; "missed", why a budget
+        cannot be met, where there is one; and "points", for which see `_point`, each with
+        "gain", {"value", "interval"}: of the best policy over the best random mix of its cost.
     """
     classifier = np.array(costs.classifier, float)
     least, most, base = classifier.min(), classifier.max(), classifier[0]
     shown = np.array([share * base for share in SHOWN if least <= share * base <= most])
-    best = policies.oracle_choice(table.right, classifier)
-    points, results = zip(*(
+    points, outcomes = zip(*(
         _point(table, costs, float(budget))
         for budget in np.union1d(np.linspace(least, most, POINTS), shown)
     ), strict=True)
-    gain = intervals.over_best_mix(table.right, results, costs, seed)
+    gain = intervals.over_best_mix(table.right, outcomes, costs, seed)
+    missed = list(filter(None, (
+        policies.missed(point["budget"], point["policies"]["routed"]["multiply_adds"])
+        for point in points if costs.can_cost(point["budget"])
+    )))
     return {
         "resolutions": list(costs.resolutions),
-        "fixed": [
-            {"top1": float(top1), "multiply_adds": float(cost)}
-            for top1, cost in zip(table.right.mean(axis=0), classifier, strict=True)
-        ],
-        "oracle": {
-            "top1": float(table.right.any(axis=1).mean()),
-            "multiply_adds": float(classifier[best].mean()),
+        "fixed": {
+            str(size): _figures(policies.fixed(table, costs, index))
+            for index, size in enumerate(costs.resolutions)
         },
+        "oracle": _figures(policies.oracle(table, costs)),
         "predictor": costs.predictor,
+        **({"missed": missed[0]} if missed else {}),
         "points": [
-            point | {"gain": value, "gain low": low, "gain high": high}
+            point | {"gain": {"value": value, "interval": [low, high]}}
             for point, value, low, high in zip(
                 points, gain["value"], *gain["interval"], strict=True
             )
@@ -60,102 +63,119 @@ def sweep(table: Table, costs: Costs, seed: int) -> dict[str, Any]:
     }
 
 
-def _point(table: Table, costs: Costs, budget: float) -> tuple[dict[str, Any], Result]:
-    """All policies at a budget of multiply-adds, flat, and what the best of them makes of it.
+def _point(table: Table, costs: Costs, budget: float) -> tuple[dict[str, Any], Outcome]:
+    """All policies at a budget of multiply-adds, and what the best of them makes of it.
 
-    "budget", "of_base"; "price" and "mix ..." of the routed choice; "... top1" and "... cost" of
-    "routed", "same mix" (a random mix of its proportions), "best mix" (see `best_random_mix`), each
-    cascade, "best cascade" and "best policy" (routed or a cascade), both chosen by cross-fitting,
-    and under their bare names which these are. Numbers of policies that the budget does not pay for
-    are None.
+    "budget"; "of_base", its share of the base's cost; "price" and "mix" of routing; "policies",
+    {"top1", "multiply_adds"} of "routed", "random_same_mix" (a random mix of its proportions),
+    "random_best_mix" (see `best_random_mix`), each cascade, "best_cascade" and "best_policy"
+    (routed or a cascade), both chosen by cross-fitting, with "is", which these are. Of what the
+    budget does not pay for there is None.
     """
     classifier, fixed = np.array(costs.classifier, float), table.right.mean(axis=0)
-    point: dict[str, Any] = {"budget": budget, "of_base": budget / classifier[0]}
-
-    routed, mix = None, None
+    routed, price, mix = None, None, None
     # No price is found where not even the cheapest resolution is paid for.
     if budget >= costs.predictor + classifier.min():
         price = policies.price_for(table.scores, costs, budget)
-        choice = routing.choose_at(table.scores, costs.array, price)
-        routed = policies.at_choice(table, costs, choice)
-        mix = np.bincount(choice, minlength=len(classifier)) / len(choice)
-    point["price"] = None if routed is None else price
-    for index, resolution in enumerate(costs.resolutions):
-        point[f"mix {resolution}"] = None if mix is None else float(mix[index])
-    point |= _numbers("routed", routed)
-    point["same mix top1"] = None if mix is None else float(mix @ fixed)
-    point["same mix cost"] = None if mix is None else float(mix @ classifier)
-    point["best mix top1"] = float(policies.best_random_mix(classifier, fixed, budget))
-    point["best mix cost"] = budget
-
+        routed = policies.routed(table, costs, price)
+        mix = routed.mix(len(classifier))
+    figures: dict[str, Any] = {
+        "routed": routed and _figures(routed),
+        "random_same_mix": None if mix is None else {
+            "top1": float(mix @ fixed), "multiply_adds": float(mix @ classifier)
+        },
+        "random_best_mix": {
+            "top1": float(policies.best_random_mix(classifier, fixed, budget)),
+            "multiply_adds": budget,
+        },
+    }
     cascades = []
     for cascade in policies.cascades(costs):
         found = policies.with_threshold(cascade, table, costs, budget)
-        result = found and policies.cascaded(table, costs, found)
-        point |= _numbers("cascade " + cascade.name(costs.resolutions), result)
-        cascades += [result] if result else []
-    for name, results in (
-        ("best cascade", cascades), ("best policy", ([routed] if routed else []) + cascades),
+        outcome = found and policies.cascaded(table, costs, found)
+        name = f"cascade_{cascade.name(costs.resolutions)}".replace(" ", "_")
+        figures[name] = outcome and _figures(outcome)
+        cascades += [outcome] if outcome else []
+    for name, outcomes in (
+        ("best_cascade", cascades), ("best_policy", ([routed] if routed else []) + cascades),
     ):
-        _, best = policies.cross_fit(results)
-        point |= _numbers(name, best) | {name: best.name}
-    return point, best
-
-
-def _numbers(name: str, result: Result | None) -> dict[str, float | None]:
+        _, best = policies.cross_fit(outcomes)
+        figures[name] = _figures(best) | {"is": best.name}
     return {
-        f"{name} top1": result.top1() if result else None,
-        f"{name} cost": result.mean_cost() if result else None,
-    }
+        "budget": budget,
+        "of_base": budget / classifier[0],
+        "price": price,
+        "mix": None if mix is None else by_resolution(mix, costs),
+        "policies": figures,
+    }, best
+
+
+def _figures(outcome: Outcome) -> dict[str, float]:
+    return {"top1": outcome.top(1), "multiply_adds": outcome.mean_cost()}
 
 
 def write(swept: dict[str, Any], folder: Path) -> None:
-    """Writes curve.json, curve.csv (a line a budget) and curve.png."""
+    """Writes curve.json and curve.csv, a line a budget."""
     (folder / "curve.json").write_text(json.dumps(swept, indent=2) + "\n")
     with (folder / "curve.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, swept["points"][0])
+        lines = [_line(point) for point in swept["points"]]
+        writer = csv.DictWriter(file, dict.fromkeys(name for line in lines for name in line))
         writer.writeheader()
-        writer.writerows(swept["points"])
-    _draw(swept, folder / "curve.png")
+        writer.writerows(lines)
+
+
+def _line(point: dict[str, Any]) -> dict[str, Any]:
+    """A point without groups: "routed_top1" for the "top1" of "routed", and so on."""
+    low, high = point["gain"]["interval"]
+    line = {name: point[name] for name in ("budget", "of_base", "price")}
+    line |= {f"mix_{size}": share for size, share in (point["mix"] or {}).items()}
+    for policy, figures in point["policies"].items():
+        line |= {f"{policy}_{name}": value for name, value in (figures or {}).items()}
+    return line | {"gain": point["gain"]["value"], "gain_low": low, "gain_high": high}
 
 
 def text_of(swept: dict[str, Any]) -> str:
     """A table of some of the budgets."""
-    columns = ("routed", "best cascade", "best policy", "same mix", "best mix")
-    rows = [("of base", "budget", *columns, "gain (95 %)", "best policy is")]
+    columns = {
+        "routed": "routed", "best_cascade": "best cascade", "best_policy": "best policy",
+        "random_same_mix": "same mix", "random_best_mix": "best mix",
+    }
+    rows = [("of base", "budget", *columns.values(), "gain (95 %)", "best policy is")]
     for point in swept["points"]:
         if any(np.isclose(point["of_base"], share, rtol=1e-9) for share in SHOWN):
-            tops = (point[f"{name} top1"] for name in columns)
+            figures = [point["policies"][name] for name in columns]
             rows.append((
-                f"{100 * point['of_base']:.0f} %", formatting.short(point["budget"]),
-                *("-" if top is None else f"{100 * top:.2f}" for top in tops),
-                formatting.interval(point["gain"], point["gain low"], point["gain high"], "+.2f"),
-                point["best policy"],
+                f"{100 * point['of_base']:.0f} %", short(point["budget"]),
+                *("-" if each is None else f"{100 * each['top1']:.2f}" for each in figures),
+                interval(point["gain"]["value"], *point["gain"]["interval"], "+.2f"),
+                point["policies"]["best_policy"]["is"],
             ))
-    return (
+    text = (
         "top-1 % by budget; `best` of routed and the cascades is chosen for each half of the "
         "images by the other half;\ngain is that of the best policy over the best random mix of "
-        "the same cost\n" + formatting.table(rows)
+        "the same cost\n" + text_table(rows)
     )
+    return text + (f"\nwarning: {swept['missed']}" if "missed" in swept else "")
 
 
-def _draw(swept: dict[str, Any], path: Path) -> None:
-    fixed, points = swept["fixed"], swept["points"]
+def draw(swept: dict[str, Any], path: Path) -> None:
+    """Draws curve.png."""
+    fixed, points = list(swept["fixed"].values()), swept["points"]
     base = fixed[0]["multiply_adds"]
     unit, prefix = (1e9, "G") if base >= 1e9 else (1e6, "M")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
 
     def line(name: str, style: str, label: str) -> None:
-        known = [point for point in points if point[f"{name} top1"] is not None]
+        known = [point["policies"][name] for point in points if point["policies"][name]]
         axes.plot(
-            [point[f"{name} cost"] / unit for point in known],
-            [100 * point[f"{name} top1"] for point in known], style, label=label,
+            [each["multiply_adds"] / unit for each in known],
+            [100 * each["top1"] for each in known], style, label=label,
         )
 
     line("routed", "-", "routed, predictor included")
-    line("best cascade", "-", "best cascade")
-    line("same mix", ":", "random, at the routed mix")
+    line("best_cascade", "-", "best cascade")
+    line("random_same_mix", ":", "random, at the routed mix")
     axes.plot(
         [each["multiply_adds"] / unit for each in fixed], [100 * each["top1"] for each in fixed],
         "ko--", label="fixed resolutions, and random mixes between", linewidth=1,

@@ -1,4 +1,4 @@
-"""What a router gains over chance, and how surely: figures about a routed evaluation."""
+"""Intervals: what a router gains over chance, and how surely."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.cost import Costs
-from drnet_jax.evaluation.policies import Result, best_random_mix, oracle_choice
+from drnet_jax.evaluation.policies import Outcome, best_random_mix, oracle_choice
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
@@ -47,13 +47,13 @@ def with_intervals(
 
 
 def over_best_mix(
-    right: np.ndarray, results: Sequence[Result], costs: Costs, seed: int
+    right: np.ndarray, outcomes: Sequence[Outcome], costs: Costs, seed: int
 ) -> dict[str, Any]:
     """Each policy's top-1 less that of the best random mix of the same cost.
 
     Args:
         right: bool [N, R], whether each resolution answers each image right.
-        results: what P policies make of the same images.
+        outcomes: what P policies make of the same images.
         costs: of the model.
         seed: of the bootstrap, over images: policies, prices and thresholds stay as they are.
 
@@ -63,10 +63,10 @@ def over_best_mix(
     classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
 
     def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
-        fixed, top1, spent = np.split(means, [resolutions, resolutions + len(results)], axis=-1)
+        fixed, top1, spent = np.split(means, [resolutions, resolutions + len(outcomes)], axis=-1)
         return {"gain": top1 - best_random_mix(classifier, fixed[..., None, :], spent)}
 
-    columns = [right, *(each.right for each in results), *(each.cost for each in results)]
+    columns = [right, *(each.right for each in outcomes), *(each.cost for each in outcomes)]
     return with_intervals(np.column_stack(columns).astype(float), statistics, seed)["gain"]
 
 

@@ -1,4 +1,4 @@
-"""Policies of spending a budget on images, read off a table of what every resolution answers.
+"""Policies: ways to spend a budget on images, read off a table of what every resolution answers.
 
 Nothing is run here: what a policy makes of each image follows from the predictor's scores and the
 classifier's answers at every resolution. `evaluate` runs some of them for real.
@@ -12,57 +12,36 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.cost import Costs
-from drnet_jax.routing import Cascade, confidence, fuse
+from drnet_jax.evaluation.table import Table
+from drnet_jax.formatting import short
+from drnet_jax.routing import Cascade
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """What is known of N images, in the order of their index in the data set."""
-
-    scores: np.ndarray  # float32 [N, R], see `routing.scores`
-    right: np.ndarray  # bool [N, R], whether the classifier's best class is the label
-    confidence: np.ndarray  # float64 [N, R], see `confidence`
-    fused: np.ndarray  # bool [N, R, R], whether resolutions i and j, fused, are right; i > j only
-
-    @classmethod
-    def of(cls, scores: np.ndarray, log_p: Sequence[np.ndarray], label: np.ndarray) -> "Table":
-        """From scores [N, R], log-probabilities [N, C] at each resolution, and labels [N]."""
-        count, resolutions = scores.shape
-        fused = np.zeros((count, resolutions, resolutions), bool)
-        for high, low in itertools.combinations(range(resolutions), 2):
-            fused[:, low, high] = rank(fuse(log_p[low], log_p[high]), label) == 0
-        return cls(
-            scores,
-            np.stack([rank(values, label) == 0 for values in log_p], axis=1),
-            np.stack([confidence(values) for values in log_p], axis=1),
-            fused,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
+class Outcome:
     """What a policy makes of each of N images."""
 
     name: str
-    right: np.ndarray  # bool [N]
+    choice: np.ndarray  # int [N], index of the resolution whose answer counts (the last)
+    rank: np.ndarray  # int [N], of the label in that answer: 0 is right
     cost: np.ndarray  # float64 [N], multiply-adds of all that is run for the image
 
-    def top1(self) -> float:
-        """The share of the images answered right."""
-        return float(self.right.mean())
+    @property
+    def right(self) -> np.ndarray:
+        """bool [N]: whether the answer is the label."""
+        return self.rank == 0
+
+    def top(self, k: int) -> float:
+        """The share of the images whose label is among the k best classes."""
+        return float((self.rank < k).mean())
 
     def mean_cost(self) -> float:
         """Multiply-adds of an image."""
         return float(self.cost.mean())
 
-
-def rank(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """How many classes of log_p [N, C] are at least as likely as the label, int [N]: 0 is right.
-
-    A tie counts against the label, and so do answers that are not numbers.
-    """
-    own = log_p[np.arange(len(label)), label]
-    return (~(log_p < own[:, None])).sum(axis=1) - 1
+    def mix(self, resolutions: int) -> np.ndarray:
+        """float64 [R]: the share of the images at each resolution."""
+        return np.bincount(self.choice, minlength=resolutions) / len(self.choice)
 
 
 def price_for(scores: np.ndarray, costs: Costs, budget: float) -> float:
@@ -78,10 +57,61 @@ def price_for(scores: np.ndarray, costs: Costs, budget: float) -> float:
     return routing.find_price(scores, costs.array, budget - costs.predictor)
 
 
-def at_choice(table: Table, costs: Costs, choice: np.ndarray) -> Result:
-    """Each image where the predictor sends it, by a table of choices [N]."""
-    right = table.right[np.arange(len(choice)), choice]
-    return Result("routed", right, np.array(costs.classifier, float)[choice] + costs.predictor)
+def prices(scores: np.ndarray, costs: Costs, points: int = 33) -> list[list[float]]:
+    """Mean multiply-adds of routing, the predictor included, over its price: [points, 2].
+
+    Rising in cost, for budgets evenly from the cheapest resolution to the dearest.
+    """
+    least, most = min(costs.classifier), max(costs.classifier)
+    found = {}
+    for budget in np.linspace(least, most, points):
+        price = routing.find_price(scores, costs.array, float(budget))
+        choice = routing.choose_at(scores, costs.array, price)
+        found[float(np.array(costs.classifier, float)[choice].mean() + costs.predictor)] = price
+    return [[cost, found[cost]] for cost in sorted(found)]
+
+
+def missed(budget: float, cost: float) -> str:
+    """Why routing that costs `cost` misses a budget by more than 2 %; "" if it does not."""
+    if not budget or abs(cost - budget) <= 0.02 * budget:
+        return ""
+    return (
+        f"routing costs {cost / budget - 1:+.1%} of the {short(budget)} that were asked for, and "
+        "no price comes closer from below: too many images have nearly the same scores, so that "
+        "they change their resolution together"
+    )
+
+
+def by_resolution(values: Sequence[float] | np.ndarray, costs: Costs) -> dict[str, float]:
+    """[R] values as files hold them: {"64": ..., "48": ...}."""
+    return {
+        str(size): float(value) for size, value in zip(costs.resolutions, values, strict=True)
+    }
+
+
+def at_choice(
+    name: str, table: Table, costs: Costs, choice: np.ndarray, with_predictor: bool = False
+) -> Outcome:
+    """Each image where a table of choices, int [N], sends it; the predictor's cost on request."""
+    spent = np.array(costs.classifier, float)[choice] + costs.predictor * with_predictor
+    return Outcome(name, choice, table.rank[np.arange(len(choice)), choice], spent)
+
+
+def fixed(table: Table, costs: Costs, index: int) -> Outcome:
+    """Every image at one resolution."""
+    everywhere = np.full(len(table.label), index)
+    return at_choice(f"fixed {costs.resolutions[index]}", table, costs, everywhere)
+
+
+def routed(table: Table, costs: Costs, price: float) -> Outcome:
+    """Each image where the predictor sends it at a price."""
+    choice = routing.choose_at(table.scores, costs.array, price)
+    return at_choice("routed", table, costs, choice, with_predictor=True)
+
+
+def oracle(table: Table, costs: Costs) -> Outcome:
+    """Each image at the cheapest resolution that answers it right, labels being known."""
+    return at_choice("oracle", table, costs, oracle_choice(table.right, np.array(costs.classifier)))
 
 
 def cascades(costs: Costs) -> list[Cascade]:
@@ -111,14 +141,15 @@ def with_threshold(
     return dataclasses.replace(cascade, threshold=float(ends.mean()))
 
 
-def cascaded(table: Table, costs: Costs, cascade: Cascade) -> Result:
+def cascaded(table: Table, costs: Costs, cascade: Cascade) -> Outcome:
     """Each image through a cascade; every pass is paid for."""
     low, high = cascade.low, cascade.high
     again = table.confidence[:, low] < cascade.threshold
-    second = table.fused[:, low, high] if cascade.fused else table.right[:, high]
-    return Result(
+    second = table.fused_rank[:, low, high] if cascade.fused else table.rank[:, high]
+    return Outcome(
         "cascade " + cascade.name(costs.resolutions),
-        np.where(again, second, table.right[:, low]),
+        np.where(again, high, low),
+        np.where(again, second, table.rank[:, low]),
         costs.classifier[low] + again * float(costs.classifier[high]),
     )
 
@@ -158,7 +189,7 @@ def best_random_mix(
     return found
 
 
-def cross_fit(results: Sequence[Result]) -> tuple[tuple[int, int], Result]:
+def cross_fit(outcomes: Sequence[Outcome]) -> tuple[tuple[int, int], Outcome]:
     """The best policy, chosen for each half of the images by the labels of the other half.
 
     The halves are the images of even and of odd index. The choice of a policy is a fit to labels,
@@ -166,15 +197,15 @@ def cross_fit(results: Sequence[Result]) -> tuple[tuple[int, int], Result]:
     images together, so that a policy's cost on one half may lie a little off the budget.
 
     Returns:
-        Which result each half gets, and what that makes of all images.
+        Which outcome each half gets, and what that makes of all images.
     """
-    half = np.arange(len(results[0].right)) % 2
+    half = np.arange(len(outcomes[0].rank)) % 2
     # The first of equals, so that the order of the policies is a preference.
-    tops = [[result.right[half == side].mean() for result in results] for side in (0, 1)]
+    tops = [[outcome.right[half == side].mean() for outcome in outcomes] for side in (0, 1)]
     picked = (int(np.argmax(tops[1])), int(np.argmax(tops[0])))
-    names = dict.fromkeys(results[which].name for which in picked)
-    right, cost = (
-        np.where(half == 0, *(getattr(results[which], name) for which in picked))
-        for name in ("right", "cost")
+    names = dict.fromkeys(outcomes[which].name for which in picked)
+    choice, rank, cost = (
+        np.where(half == 0, *(getattr(outcomes[which], name) for which in picked))
+        for name in ("choice", "rank", "cost")
     )
-    return picked, Result(" / ".join(names), right, cost)
+    return picked, Outcome(" / ".join(names), choice, rank, cost)

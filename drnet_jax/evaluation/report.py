@@ -11,7 +11,8 @@ def text_report(report: dict[str, Any]) -> str:
     sizes = "/".join(map(str, report["resolutions"]))
     lines = [
         f"{report['images']} images, batch size {report['batch_size']}; cost is in multiply-adds "
-        "an image, the predictor's included where it runs (routed), and of all passes (cascade)",
+        "an image, the predictor's included where it runs (routed), and of all passes (cascade);\n"
+        f"images/s are of {report['speed']['images']} images in memory",
         table([
             ("", "top-1 %", "top-5 %", "cost", "of base", "images/s", f"% at {sizes}"),
             *(_row(policy, base) for policy in report["policies"]),
@@ -21,7 +22,14 @@ def text_report(report: dict[str, Any]) -> str:
         *_router_lines(report["router"], report["resolutions"]),
         "",
         *_cascade_lines(report["policies"]),
+        *_class_lines(report.get("classes", {})),
     ]
+    if report["speed"]["differing"]:
+        lines.append(
+            f"warning: {report['speed']['differing']} of the {report['speed']['images']} images "
+            "that were really routed were sent or answered otherwise than the table says: near "
+            "ties, which batches of another make-up round otherwise"
+        )
     if "at_or_above_needed_scale" in report:
         share = 100 * report["at_or_above_needed_scale"]
         lines.append(f"sent at or above the smallest resolution known to suffice: {share:.1f} %")
@@ -35,7 +43,7 @@ def _row(policy: dict[str, Any], base: float) -> tuple[str, ...]:
     return (
         policy["name"], top1, f"{100 * policy['top5']:.2f}", short(policy["multiply_adds"]),
         f"{policy['multiply_adds'] / base:.3f}", f"{policy['images_per_second']:.0f}",
-        "/".join(f"{100 * share:.0f}" for share in policy["mix"]),
+        "/".join(f"{100 * share:.0f}" for share in policy["mix"].values()),
     )
 
 
@@ -78,3 +86,13 @@ def _cascade_lines(rows: list[dict[str, Any]]) -> list[str]:
         "images by the other half)"
         for policy in rows if "cascades" in policy
     ]
+
+
+def _class_lines(classes: dict[str, dict[str, Any]], shown: int = 3) -> list[str]:
+    """The classes that routing finds hardest; all are in eval.json and confusion.csv."""
+    if len(classes) < 2:
+        return []
+    worst = sorted(classes.items(), key=lambda item: item[1]["top1"])[:shown]
+    return ["hardest classes: " + ", ".join(
+        f"{name} {100 * own['top1']:.1f} % at {short(own['multiply_adds'])}" for name, own in worst
+    )]

@@ -1,10 +1,11 @@
-"""Inference through queues: an image waits for the bucket of its resolution, which runs when full.
+"""Engine: the compiled networks of one host, for batches of one static size.
 
-Nothing is simulated: an image is resized to, and classified at, its own resolution only. Queues
-fill across batches, so that buckets are full ones whatever the mix; what is left is run padded.
-Every host serves its own images on its own devices, without waiting for any other.
+An image is uploaded once; scores, the choice at a price and the gathering into buckets happen on
+the devices. Nothing here waits for them: what is returned is computed while the host goes on. Every
+host serves its own images on its own devices, without waiting for any other.
 """
 
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,43 +14,42 @@ from jax.sharding import PartitionSpec as P
 
 from drnet_jax import routing
 from drnet_jax.cost import Costs
-from drnet_jax.devices import AXIS, Program, Programs, data_mesh, put_batch, replicated
+from drnet_jax.devices import AXIS, Compilation, Program, Programs, data_mesh, replicated, split
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.resolutions import only
 
-# The tickets of some images, the resolution index that answers for them, and its log-probabilities,
-# float32 [images, C]. A ticket is any number by which the caller knows an image again.
-Answers = tuple[np.ndarray, int, np.ndarray]
-
 
 class Engine:
-    """The compiled networks of one host, for batches of one static size.
+    """The networks of a DRNet on this host's devices; `load` gives it parameters.
 
-    Images are uint8 [N, H, W, 3] at the base size, N at most `batch_size`; shorter batches are
-    padded, and N may be 0.
+    A batch is uint8 [B, H, W, 3] on the devices at the base size, B the batch size: what `upload`
+    made of at most so many images. The rows beyond those are padding, and mean nothing.
     """
 
     def __init__(
-        self, drnet: DRNet, costs: Costs, batch_size: int, programs: Programs
+        self, drnet: DRNet, costs: Costs, batch_size: int,
+        announce: Callable[[Compilation], None] = lambda compilation: None,
     ):
-        """An engine without parameters; `load` gives it some.
+        """An engine without parameters.
 
         Args:
             drnet: the networks.
+            costs: by which a price charges the resolutions.
             batch_size: rounded up to a multiple of the number of this host's devices.
-            programs: where the compiled networks are kept.
-            costs: by which the price of `choose` charges.
+            announce: is told of every program that is compiled.
         """
         self.drnet = drnet
         self.costs = costs
         self.mesh = data_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
-        self._programs = programs
-        self._scores = scores_program(drnet, self.mesh, self.batch_size)
+        self.programs = Programs(announce)
+        self._score = score_program(drnet, self.mesh, self.batch_size)
+        self._choose = choose_program(drnet, self.mesh, self.batch_size)
         self._classify = [
             classify_program(drnet, self.mesh, index, self.batch_size)
             for index in range(len(drnet.resolutions))
         ]
+        self._append = append_program(self.mesh, self.batch_size)
 
     def load(self, params: Tree, batch_stats: Tree) -> None:
         """Takes parameters, replicated over any devices, this host's among them; copies them."""
@@ -62,53 +62,92 @@ class Engine:
         self._classifiers = [
             (only(params, key), only(batch_stats, key)) for key in self.drnet.norm_keys
         ]
+        self._costs = jax.device_put(self.costs.array, replicated(self.mesh))
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
-        """What the predictor says for each resolution (see `routing.scores`): float32 [N, R]."""
-        return self._run(self._scores, self._predictor, images)
+    def upload(self, images: np.ndarray) -> jax.Array:
+        """A batch of images, uint8 [N, H, W, 3] at the base size, N at most the batch size."""
+        padding = self.batch_size - len(images)
+        if padding:
+            images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        return jax.device_put(images, split(self.mesh))
 
-    def choose(self, images: np.ndarray, price: float = 0.0) -> np.ndarray:
-        """The predictor's choice, without noise, at a price (see `routing.charge`): int32 [N]."""
-        # On the host: no price is ever compiled in, and a table of scores gives the same choice.
-        return routing.choose_at(self.scores(images), self.costs.array, price)
+    def empty(self) -> jax.Array:
+        """A batch of padding alone."""
+        base = self.drnet.resolutions[0]
+        return self.upload(np.zeros((0, base, base, 3), np.uint8))
 
-    def classify(self, index: int, images: np.ndarray) -> np.ndarray:
-        """The log-probabilities of the classes at one resolution: float32 [N, C]."""
-        return self._run(self._classify[index], self._classifiers[index], images)
+    def score(self, batch: jax.Array) -> jax.Array:
+        """What the predictor says for each resolution (see `routing.SCORES`): float32 [B, R]."""
+        return self.programs.run(self._score, *self._predictor, batch)
+
+    def choose(self, batch: jax.Array, price: float) -> jax.Array:
+        """Where the predictor sends images, without noise, at a price: int32 [B].
+
+        The price is an argument of the program: no price is ever compiled in.
+        """
+        return self.programs.run(
+            self._choose, *self._predictor, batch, self._costs,
+            jax.device_put(np.float32(price), replicated(self.mesh)),
+        )
+
+    def classify(self, index: int, batch: jax.Array) -> jax.Array:
+        """The log-probabilities of the classes at one resolution: float32 [B, C]."""
+        return self.programs.run(self._classify[index], *self._classifiers[index], batch)
+
+    def append(self, queue: jax.Array, batch: jax.Array, slots: np.ndarray) -> jax.Array:
+        """A batch `queue` with rows of `batch` put into it; `queue` itself is used up.
+
+        Args:
+            slots: int32 [B], which row of the queue each row of the batch is put into; the batch
+                size for those that are not put anywhere.
+        """
+        slots = jax.device_put(slots, split(self.mesh))
+        return self.programs.run(self._append, queue, batch, slots)
 
     def warm_up(self) -> None:
         """Compiles everything."""
-        base = self.drnet.resolutions[0]
-        images = np.zeros((self.batch_size, base, base, 3), np.uint8)
-        self.choose(images)
+        batch = self.empty()
+        self.score(batch)
+        self.choose(batch, 0.0)
         for index in range(len(self.drnet.resolutions)):
-            self.classify(index, images)
-
-    def _run(
-        self, program: Program, variables: tuple[Tree, Tree], images: np.ndarray
-    ) -> np.ndarray:
-        count = len(images)
-        if count < self.batch_size:
-            padding = ((0, self.batch_size - count), (0, 0), (0, 0), (0, 0))
-            images = np.pad(images, padding)
-        batch = put_batch(self.mesh, {"image": images})["image"]
-        return np.asarray(self._programs.run(program, *variables, batch))[:count]
+            self.classify(index, batch)
+        nowhere = np.full(self.batch_size, self.batch_size, np.int32)
+        self.append(self.empty(), batch, nowhere)
 
 
-def scores_program(drnet: DRNet, mesh: Mesh, batch_size: int) -> Program:
-    """(params, batch_stats, images uint8 [N, H, W, 3]) -> the predictor's scores [N, R]."""
-    def scores(params, batch_stats, images):
-        logits, _ = drnet.score(params, batch_stats, images)
-        return drnet.scores(logits)
+def score_program(drnet: DRNet, mesh: Mesh, batch_size: int) -> Program:
+    """(params, batch_stats, images uint8 [B, H, W, 3]) -> the predictor's scores [B, R]."""
+    def score(params, batch_stats, images):
+        return drnet.scores(drnet.score(params, batch_stats, images)[0])
 
-    return Program.mapped(f"scores x{batch_size}", mesh, scores, (P(), P(), P(AXIS)), P(AXIS))
+    return Program.mapped(f"score x{batch_size}", mesh, score, (P(), P(), P(AXIS)), P(AXIS))
+
+
+def choose_program(drnet: DRNet, mesh: Mesh, batch_size: int) -> Program:
+    """(params, batch_stats, images, costs [R], price) -> choices int32 [B]."""
+    def choose(params, batch_stats, images, costs, price):
+        scores = drnet.scores(drnet.score(params, batch_stats, images)[0])
+        return routing.choose(routing.charge(scores, costs, price))
+
+    specs = (P(), P(), P(AXIS), P(), P())
+    return Program.mapped(f"choose x{batch_size}", mesh, choose, specs, P(AXIS))
 
 
 def classify_program(drnet: DRNet, mesh: Mesh, index: int, batch_size: int) -> Program:
-    """(params, batch_stats, images uint8 [N, H, W, 3]) -> log-probabilities [N, C]."""
+    """(params, batch_stats, images uint8 [B, H, W, 3]) -> log-probabilities [B, C]."""
     def classify(params, batch_stats, images):
         logits, _ = drnet.classify(index, params, batch_stats, images)
         return jax.nn.log_softmax(logits)
 
     name = f"classify {drnet.resolutions[index]}px x{batch_size}"
     return Program.mapped(name, mesh, classify, (P(), P(), P(AXIS)), P(AXIS))
+
+
+def append_program(mesh: Mesh, batch_size: int) -> Program:
+    """(queue, images, slots) -> the queue with images put into slots; the rest is dropped."""
+    def append(queue: jax.Array, images: jax.Array, slots: jax.Array) -> jax.Array:
+        queue = queue.at[slots].set(images, mode="drop")
+        return jax.lax.with_sharding_constraint(queue, split(mesh))
+
+    # Of global arrays: an image may come from another device than the one that will classify it.
+    return Program(f"append x{batch_size}", mesh, append, (P(AXIS),) * 3, donate=(0,))

@@ -155,5 +155,5 @@ def _most_programs(config: Config, target: Target, costs: Costs) -> dict[str, in
     return {
         "pretrain": 2 + resolutions,
         "finetune": 2 + (1 if config.router.gumbel.estimator == "dense" else bucketed),
-        "inference": 1 + resolutions,
+        "inference": 3 + resolutions,
     }

@@ -17,7 +17,12 @@ from drnet_jax.cost import Costs, model_costs
 from drnet_jax.devices import Program, Programs, check_batch
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
-from drnet_jax.inference.engine import classify_program, scores_program
+from drnet_jax.inference.engine import (
+    append_program,
+    choose_program,
+    classify_program,
+    score_program,
+)
 from drnet_jax.models.resnet import ResNet
 from drnet_jax.plan import flax_baseline
 from drnet_jax.plan.compiler import Analysis, Failure, analyse, analyse_all
@@ -140,8 +145,13 @@ def _inference(
     size = -(-config.evaluation.batch_size * target.hosts // target.devices) * target.devices
     images = _batch(config, size)["image"]
     params, stats = state.params, state.batch_stats
-    program = scores_program(drnet, target.mesh, size)
-    yield program, ({"predictor": params["predictor"]}, {"predictor": stats["predictor"]}, images)
+    predictor = {"predictor": params["predictor"]}, {"predictor": stats["predictor"]}
+    yield score_program(drnet, target.mesh, size), (*predictor, images)
+    costs = jax.ShapeDtypeStruct((len(drnet.resolutions),), np.float32)
+    price = jax.ShapeDtypeStruct((), np.float32)
+    yield choose_program(drnet, target.mesh, size), (*predictor, images, costs, price)
+    slots = jax.ShapeDtypeStruct((size,), np.int32)
+    yield append_program(target.mesh, size), (images, images, slots)
     for index, key in enumerate(drnet.norm_keys):
         program = classify_program(drnet, target.mesh, index, size)
         yield program, (only(params, key), only(stats, key), images)

@@ -314,6 +314,7 @@ def _steps(
                     stage=stage, step=number, stage_end=number == last, config=config,
                     classes=run.train_source.classes, metrics=metrics,
                     bucket_sizes=step.sizes.by_resolution(run.drnet.resolutions),
+                    prices=run.validation.prices if validated else [],
                 ))
             window.clear()
     telemetry.end()

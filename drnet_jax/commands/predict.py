@@ -1,0 +1,85 @@
+"""Classify images: drnet predict --workdir DIR IMAGES... (files, and folders of them)."""
+
+import csv
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+from drnet_jax.config import GIGA
+from drnet_jax.data.sources import IMAGE_SUFFIXES
+from drnet_jax.errors import UserError
+from drnet_jax.model import Answer, load
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], None]:
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Directory of a training run, or of one checkpoint in it.", required=True,
+        flag_values=values,
+    )
+    checkpoint = flags.DEFINE_enum(
+        "checkpoint", "last", ["last", "best"], "Which checkpoint to use.", flag_values=values
+    )
+    budget = flags.DEFINE_float(
+        "budget", None, "Mean cost to route at in 1e9 multiply-adds, the predictor's included. In "
+        "place of config.budget.", lower_bound=0, flag_values=values,
+    )
+    form = flags.DEFINE_enum(
+        "format", "json", ["json", "csv"], "A line of JSON an image, or CSV.", flag_values=values
+    )
+
+    def command(images: list[str]) -> None:
+        if not images:
+            raise UserError("expected images or folders of them, received none; see --help")
+        paths = [path for image in images for path in found(image)]
+        model = load(workdir.value, checkpoint.value)
+        answers = model.predict(
+            paths, None if budget.value is None else budget.value * GIGA, skip_errors=True
+        )
+        write = write_csv if form.value == "csv" else write_json
+        if failed := write(answers):
+            print(
+                f"warning: {failed} of {len(paths)} images could not be read; their records say "
+                "why", file=sys.stderr,
+            )
+
+    return command
+
+
+def found(path: str) -> Iterator[str]:
+    """The images below a folder, in order of their names; a file, whatever it is, is itself."""
+    if not os.path.isdir(path):
+        yield path
+        return
+    names = sorted(
+        os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    )
+    if not names:
+        raise UserError(f"{path}: expected images in this folder, found none")
+    yield from names
+
+
+def write_json(answers: Iterator[Answer]) -> int:
+    """Prints a line an image; returns how many could not be read."""
+    failed = 0
+    for answer in answers:
+        record = {
+            name: value for name, value in dataclasses.asdict(answer).items() if value is not None
+        }
+        failed += answer.error is not None
+        print(json.dumps(record))
+    return failed
+
+
+def write_csv(answers: Iterator[Answer]) -> int:
+    """Prints a header and a line an image; returns how many could not be read."""
+    failed, writer = 0, csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(Answer))
+    for answer in answers:
+        failed += answer.error is not None
+        writer.writerow(dataclasses.astuple(answer))
+    return failed

@@ -1,0 +1,81 @@
+"""Speed: policies really run, on images held in memory, for images/s and as a check of the table.
+
+Time is that of uploading, routing and classifying; reading and decoding are not in it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from drnet_jax.evaluation.policies import Outcome
+from drnet_jax.evaluation.table import Table, from_all_hosts
+from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.queues import Answers, CascadeQueues, Queues, route
+from drnet_jax.routing import Cascade
+
+Batches = Sequence[tuple[np.ndarray, np.ndarray]]  # (images uint8 [N, H, W, 3], index int [N])
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What became of the images of a run, over all hosts, by their index in the data set."""
+
+    index: np.ndarray  # int64 [N]
+    choice: np.ndarray  # int64 [N], index of the resolution that answered
+    answer: np.ndarray  # int64 [N], the most probable class
+    images_per_second: float  # of all hosts together; 0 if there were no images
+
+
+def run(answers: Iterator[Answers]) -> Run:
+    """Runs a policy to its end."""
+    began = time.perf_counter()
+    found = list(answers)
+    seconds = time.perf_counter() - began
+    none = np.zeros(0, np.int64)
+    columns = {
+        "index": np.concatenate([none, *(each.tickets for each in found)]),
+        "choice": np.concatenate(
+            [none, *(np.full(len(each.tickets), each.resolution) for each in found)]
+        ),
+        "answer": np.concatenate([none, *(each.log_p.argmax(axis=1) for each in found)]),
+    }
+    rate = np.array(len(columns["index"]) / seconds if found else 0.0)
+    return Run(
+        **from_all_hosts(columns),
+        images_per_second=float(np.sum(multihost_utils.process_allgather(rate)))
+        if jax.process_count() > 1 else float(rate),
+    )
+
+
+def given(engine: Engine, batches: Batches, choice: np.ndarray) -> Iterator[Answers]:
+    """Each image where a table, int [images of the data set], sends it."""
+    queues = Queues(engine)
+    for images, index in batches:
+        yield from queues.put(engine.upload(images), choice[index], index)
+    yield from queues.drain()
+
+
+def routed(engine: Engine, batches: Batches, price: float) -> Iterator[Answers]:
+    """Each image where the predictor sends it at a price."""
+    return route(engine, batches, price)
+
+
+def cascaded(
+    engine: Engine, batches: Batches, cascades: tuple[Cascade, Cascade]
+) -> Iterator[Answers]:
+    """Images of even index through the first cascade, those of odd through the second."""
+    queues = CascadeQueues(engine, cascades)
+    for images, index in batches:
+        yield from queues.put(engine.upload(images), index % 2, index)
+    yield from queues.drain()
+
+
+def differing(found: Run, table: Table, outcome: Outcome) -> int:
+    """How many images of a run went elsewhere, or were answered otherwise, than the table says."""
+    at = np.searchsorted(table.index, found.index)
+    choice = outcome.choice[at]
+    return int(np.sum((choice != found.choice) | (table.answer[at, choice] != found.answer)))

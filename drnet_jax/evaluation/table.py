@@ -1,0 +1,152 @@
+"""Table: what the predictor and every resolution say of every image, from one pass over the data.
+
+All policies are read off it (`policies`). Of an answer over C classes it keeps what they need, not
+the C log-probabilities: with a thousand classes those would be hundreds of MB.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from drnet_jax import routing
+from drnet_jax.data.loader import Batch
+from drnet_jax.inference.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What is known of N images, in the order of their index in the data set."""
+
+    index: np.ndarray  # int64 [N]
+    label: np.ndarray  # int64 [N]
+    needed_scale: np.ndarray  # float64 [N], of the data set (see `data.sources`); 0 if unknown
+    scores: np.ndarray  # float32 [N, R], see `routing.SCORES`
+    answer: np.ndarray  # int32 [N, R], the class that each resolution finds most probable
+    rank: np.ndarray  # int32 [N, R], of the label in the answer of each resolution, 0 the best
+    confidence: np.ndarray  # float64 [N, R], see `routing.confidence`
+    fused_rank: np.ndarray  # int32 [N, R, R], of the label where resolutions i > j are fused
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool [N, R]: whether the best class of each resolution is the label."""
+        return self.rank == 0
+
+
+def rank(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """How many classes of log_p [N, C] are at least as likely as the label, int [N]: 0 is right.
+
+    A tie counts against the label, and so do answers that are not numbers.
+    """
+    own = log_p[np.arange(len(label)), label]
+    return (~(log_p < own[:, None])).sum(axis=1) - 1
+
+
+def rows(scores: np.ndarray, log_p: list[np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
+    """The columns of a Table for N images.
+
+    Args:
+        scores: float32 [N, R].
+        log_p: float32 [N, C] of each resolution.
+        batch: "index", "label" and, where it is known, "needed_scale", each [N].
+    """
+    label, resolutions = batch["label"], len(log_p)
+    fused = np.full((len(label), resolutions, resolutions), -1, np.int32)
+    for high, low in itertools.combinations(range(resolutions), 2):
+        fused[:, low, high] = rank(routing.fuse(log_p[low], log_p[high]), label)
+    return {
+        "index": batch["index"].astype(np.int64),
+        "label": label.astype(np.int64),
+        "needed_scale": batch.get("needed_scale", np.zeros(len(label))).astype(float),
+        "scores": scores,
+        "answer": np.stack([each.argmax(axis=1) for each in log_p], axis=1).astype(np.int32),
+        "rank": np.stack([rank(each, label) for each in log_p], axis=1).astype(np.int32),
+        "confidence": np.stack([routing.confidence(each) for each in log_p], axis=1),
+        "fused_rank": fused,
+    }
+
+
+def tabulate(engine: Engine, batches: Iterable[Batch]) -> Table:
+    """Every image at every resolution: this host's share of them run here, and all gathered."""
+    found, running = [], None
+    # One batch behind, so that the devices work while the host reads answers and decodes.
+    for batch in itertools.chain(map(real_rows, batches), [None]):
+        launched = None
+        if batch is not None:
+            images = engine.upload(batch["image"])
+            resolutions = range(len(engine.drnet.resolutions))
+            launched = (
+                batch, engine.score(images),
+                [engine.classify(index, images) for index in resolutions],
+            )
+        if running is not None:
+            found.append(_read(*running))
+        running = launched
+    # A host without images has columns of the same shapes.
+    found = found or [_read(_no_rows(), engine.score(engine.empty()), [
+        engine.classify(index, engine.empty()) for index in range(len(engine.drnet.resolutions))
+    ])]
+    columns = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    return Table(**from_all_hosts(columns))
+
+
+def _read(batch: Batch, scores: jax.Array, log_p: list[jax.Array]) -> dict[str, np.ndarray]:
+    count = len(batch["label"])
+    return rows(np.asarray(scores)[:count], [np.asarray(each)[:count] for each in log_p], batch)
+
+
+def real_rows(batch: Batch) -> Batch:
+    """A batch without its padding."""
+    return {name: values[batch["mask"]] for name, values in batch.items()}
+
+
+def _no_rows() -> Batch:
+    return {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int64)}
+
+
+def from_all_hosts(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of all hosts, by "index", of columns [n, ...]; n may differ, and may be 0."""
+    if jax.process_count() > 1:
+        counts = multihost_utils.process_allgather(np.array(len(columns["index"])))
+        most = counts.max()
+        padded = {
+            name: np.concatenate([
+                values, np.zeros((most - len(values), *values.shape[1:]), values.dtype)
+            ])
+            for name, values in columns.items()
+        }
+        real = np.arange(most) < counts[:, None]
+        gathered = multihost_utils.process_allgather(padded)
+        columns = {name: values[real] for name, values in gathered.items()}
+    order = np.argsort(columns["index"])
+    return {name: values[order] for name, values in columns.items()}
+
+
+class Sample:
+    """Images of a data set, evenly over it, held in memory: what images/s are measured with."""
+
+    def __init__(self, images: int, limit: int):
+        """`limit` at most of this host's `images`."""
+        self._every = max(1, -(-images // limit))
+        self._seen = 0
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Passes batches on, and keeps every so many of their images."""
+        for batch in batches:
+            real = real_rows(batch)
+            kept = (self._seen + np.arange(len(real["index"]))) % self._every == 0
+            self._seen += len(kept)
+            self._parts.append((real["image"][kept], real["index"][kept]))
+            yield batch
+
+    def batches(self, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(images uint8 [N, H, W, 3], index int [N]) with N = size, the last one's less."""
+        if not self._parts:
+            return []
+        images, index = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
+        ends = range(size, len(index), size)
+        return list(zip(np.split(images, ends), np.split(index, ends), strict=True))
