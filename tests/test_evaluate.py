@@ -1,4 +1,4 @@
-"""Evaluation by hand-made tables: a engine that reads its answers off them."""
+"""Evaluation by hand-made tables: an engine that reads its answers off them."""
 
 import types
 
@@ -7,7 +7,9 @@ import pytest
 
 from drnet_jax import routing
 from drnet_jax.cost import Costs, Parameters
-from drnet_jax.evaluation import evaluate, outcomes, policies
+from drnet_jax.evaluation import policies
+from drnet_jax.evaluation.evaluate import evaluate
+from drnet_jax.evaluation.files import by_class, write_confusion, write_predictions
 from tests.tiny import COSTS
 
 # Where the label of image i comes among the predictions at each resolution; 9: behind the five.
@@ -47,28 +49,41 @@ ANSWERS = np.array([
 ], np.float32)
 
 
-class TableServer:
+class TableEngine:
     """Knows the image from its pixels, and what becomes of it from the tables above."""
 
     batch_size = 4
     drnet = types.SimpleNamespace(resolutions=COSTS.resolutions)
+    costs = COSTS
 
     def __init__(self):
-        self.seen = []
+        self.classified = []  # (number of an image, resolution index)
 
     def warm_up(self):
         pass
 
-    def scores(self, images):
-        return SCORES[images[:, 0, 0, 0]]
+    def upload(self, images):
+        # Padding has the number -1.
+        numbers = images[:, 0, 0, 0].astype(int)
+        return np.pad(numbers, (0, self.batch_size - len(numbers)), constant_values=-1)
 
-    def choose(self, images, price):
-        return routing.choose_at(self.scores(images), COSTS.array, price)
+    def empty(self):
+        return np.full(self.batch_size, -1)
 
-    def classify(self, index, images):
-        numbers = images[:, 0, 0, 0].tolist()
-        self.seen += [(number, index) for number in numbers]
-        return np.array([ANSWERS[n, index] for n in numbers]).reshape(-1, 22)
+    def append(self, queue, batch, slots):
+        queue = queue.copy()
+        queue[slots[slots < len(queue)]] = batch[slots < len(queue)]
+        return queue
+
+    def score(self, batch):
+        return SCORES[batch, : len(self.costs.resolutions)]
+
+    def choose(self, batch, price):
+        return routing.choose_at(self.score(batch), self.costs.array, price)
+
+    def classify(self, index, batch):
+        self.classified += [(number, index) for number in batch.tolist() if number >= 0]
+        return ANSWERS[batch, index]
 
 
 def batches(with_scale=False):
@@ -81,54 +96,24 @@ def batches(with_scale=False):
         yield batch | ({"needed_scale": SCALE[rows]} if with_scale else {})
 
 
-@pytest.mark.parametrize(
-    ("router", "choice"),
-    [
-        (outcomes.fixed(1), np.ones(6, int)),
-        (outcomes.routed(TableServer(), 0.0), ROUTED),
-        (outcomes.given(np.array([2, 2, 1, 1, 0, 0])), np.array([2, 2, 1, 1, 0, 0])),
-    ],
-    ids=["fixed", "routed", "given"],
-)
-def test_each_image_is_run_exactly_once_where_it_is_sent(router, choice):
-    engine = TableServer()
-    outcome = outcomes.run(engine, batches(), router)
-    assert sorted(engine.seen) == list(enumerate(choice))
-    np.testing.assert_array_equal(outcome.index, range(6))
-    np.testing.assert_array_equal(outcome.label, LABEL)
-    np.testing.assert_array_equal(outcome.choice, choice)
-    np.testing.assert_array_equal(outcome.log_p, ANSWERS[range(6), choice])
-    assert not outcome.needed_scale.any()
-    assert outcome.images_per_second > 0
-
-
-def outcome_of(choice):
-    return outcomes.run(TableServer(), batches(), outcomes.given(np.asarray(choice)))
-
-
-@pytest.mark.parametrize(
-    ("k", "hits"),
-    [(1, [1, 1, 1, 0, 0, 0]), (2, [1, 1, 1, 1, 0, 0]), (4, [1, 1, 1, 1, 0, 0]),
-     (5, [1, 1, 1, 1, 1, 0])],
-)
-def test_hits_by_hand(k, hits):
-    np.testing.assert_array_equal(outcome_of(ROUTED).hits(k), np.array(hits, bool))
-
-
-def test_mix_by_hand():
-    np.testing.assert_allclose(outcome_of(ROUTED).mix(3), [1 / 3, 1 / 3, 1 / 3])
-    np.testing.assert_allclose(outcome_of([1, 1, 1, 0, 1, 1]).mix(3), [1 / 6, 5 / 6, 0])
+def evaluated(budget=0.0, seed=0, engine=None, with_scale=False):
+    return evaluate(engine or TableEngine(), batches(with_scale), 6, budget, seed, speed_images=6)
 
 
 def test_report_by_hand():
-    engine = TableServer()
-    report, by_predictor, table = evaluate.evaluate(engine, batches, COSTS, target=0.0, seed=3)
-    np.testing.assert_array_equal(by_predictor.choice, ROUTED)
+    engine = TableEngine()
+    found = evaluated(seed=3, engine=engine)
+    report, table = found.report, found.table
+    np.testing.assert_array_equal(found.routed.choice, ROUTED)
     np.testing.assert_array_equal(table.scores, SCORES)
     np.testing.assert_array_equal(table.right, RANK == 0)
-    # Three fixed, routed, random and oracle are all really run, and so are a cascade's passes.
-    assert np.bincount([number for number, _ in engine.seen[:36]]).tolist() == [6] * 6
-    assert 6 < len(engine.seen[36:]) < 12
+    np.testing.assert_array_equal(table.rank < 5, RANK < 5)
+    # The one pass; then three fixed, random, oracle and routed are all really run.
+    everywhere = [(number, index) for number in range(6) for index in range(3)]
+    assert sorted(engine.classified[:18]) == everywhere
+    really_run = set(engine.classified[18:])
+    assert really_run == set(everywhere)
+    assert report["speed"] == {"images": 6, "differing": 0}
     assert report["images"] == 6 and report["batch_size"] == 4
     assert report["resolutions"] == [16, 12, 8]
     assert "at_or_above_needed_scale" not in report
@@ -145,8 +130,9 @@ def test_report_by_hand():
         "fixed 16", "fixed 12", "fixed 8", "routed", "random", "oracle", "cascade"]
     for name, (top1, top5, mix, cost) in expected.items():
         policy = rows[name]
-        found = (policy["top1"], policy["top5"], *policy["mix"], policy["multiply_adds"])
-        assert found == pytest.approx((top1 / 6, top5 / 6, *np.array(mix) / 6, cost)), name
+        assert list(policy["mix"]) == ["16", "12", "8"]
+        values = (policy["top1"], policy["top5"], *policy["mix"].values(), policy["multiply_adds"])
+        assert values == pytest.approx((top1 / 6, top5 / 6, *np.array(mix) / 6, cost)), name
         assert policy["images_per_second"] > 0
 
     random = rows["random"]
@@ -156,7 +142,7 @@ def test_report_by_hand():
         assert random[f"{key}_deviation"] == pytest.approx(hits.mean(1).std())
     assert random["top1_deviation"] > 0
     # The routed mix, at the routed cost but for the predictor.
-    assert random["mix"] == pytest.approx([1 / 3] * 3)
+    assert random["mix"] == pytest.approx({"16": 1 / 3, "12": 1 / 3, "8": 1 / 3})
     assert random["multiply_adds"] == pytest.approx(60)
 
 
@@ -166,20 +152,18 @@ def test_report_by_hand():
     assert router["entropy"] == pytest.approx(np.log(3))
     # The first three images need the second or the first resolution, or the smallest.
     assert router["agreement"] == [[0, 1, 0], [0, 1, 0], [1, 0, 1]]
-    assert np.array(router["choices_by_class"])[[0, 1, 3, 5, 7]].tolist() == [
-        [0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 2, 0]]
 
 
 def test_the_cascade_row_is_what_the_table_says():
-    report, _, table = evaluate.evaluate(TableServer(), batches, COSTS, target=0.0, seed=0)
-    row, target = report["policies"][-1], 65.0
+    found = evaluated()
+    row, table, target = found.report["policies"][-1], found.table, 65.0
     fitted = [policies.with_threshold(each, table, COSTS, target)
               for each in policies.cascades(COSTS)]
     results = [policies.cascaded(table, COSTS, cascade) for cascade in fitted]
     picked, expected = policies.cross_fit(results)
     assert row["cascades"] == " / ".join(dict.fromkeys(
         fitted[which].name(COSTS.resolutions) for which in picked))
-    assert row["top1"] == pytest.approx(expected.top1())
+    assert row["top1"] == pytest.approx(expected.top(1))
     assert row["multiply_adds"] == pytest.approx(expected.mean_cost())
     assert row["multiply_adds"] <= target
     assert row["images_per_second"] > 0
@@ -191,8 +175,8 @@ def test_the_cascade_row_is_what_the_table_says():
     (105, -5, 105, None),
 ])
 def test_a_target_by_hand(target, price, cost, missed):
-    report, by_predictor, _ = evaluate.evaluate(TableServer(), batches, COSTS, target, seed=0)
-    budget = report["budget"]
+    found = evaluated(target)
+    report, budget = found.report, found.report["budget"]
     assert (budget["target"], budget["multiply_adds"]) == (target, pytest.approx(cost))
     if target < 105:
         assert budget["price"] == pytest.approx(price, abs=1e-4)
@@ -202,54 +186,54 @@ def test_a_target_by_hand(target, price, cost, missed):
     routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
     assert routed["multiply_adds"] == budget["multiply_adds"]
     np.testing.assert_array_equal(
-        by_predictor.choice, routing.choose_at(SCORES, COSTS.array, budget["price"]))
+        found.routed.choice, routing.choose_at(SCORES, COSTS.array, budget["price"]))
 
 
 def test_a_single_resolution_has_no_cascade():
-    class Single(TableServer):
+    class Single(TableEngine):
         drnet = types.SimpleNamespace(resolutions=(16,))
+        costs = Costs((16,), (100,), 5, Parameters(0, 0, 0))
 
-        def scores(self, images):
-            return super().scores(images)[:, :1]
-
-        def choose(self, images, price):
-            return routing.choose_at(self.scores(images), costs.array, price)
-
-    costs = Costs((16,), (100,), 5, Parameters(0, 0, 0))
-    report, _, _ = evaluate.evaluate(Single(), batches, costs, target=0.0, seed=0)
+    report = evaluated(engine=Single()).report
     names = [policy["name"] for policy in report["policies"]]
     assert names == ["fixed 16", "routed", "random", "oracle"]
     assert report["router"]["gains"]["of_oracle"]["value"] == 0
 
 
-@pytest.mark.parametrize("lengths", [(4, 2), (0, 3)])
-def test_rows_of_all_hosts_by_index(monkeypatch, lengths):
-    """The hosts' rows, of ragged lengths, through a stand-in for the collective."""
-    index = np.random.default_rng(0).permutation(sum(lengths))
-    hosts = [
-        {"index": rows, "values": np.stack([rows, 10 * rows], axis=1).astype(np.float32)}
-        for rows in np.split(index, [lengths[0]])
-    ]
-    most = max(lengths)
-
-    def allgather(given):
-        if isinstance(given, np.ndarray):
-            return np.array(lengths)
-        assert all(len(values) == most for values in given.values())
-        return {name: np.stack([np.resize(host[name], (most, *host[name].shape[1:]))
-                                if len(host[name]) else given[name] * 0
-                                for host in hosts]) for name in given}
-
-    monkeypatch.setattr(outcomes.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(outcomes.multihost_utils, "process_allgather", allgather)
-    for host in hosts:
-        table = outcomes._from_all_hosts(host)
-        np.testing.assert_array_equal(table["index"], np.arange(sum(lengths)))
-        np.testing.assert_array_equal(table["values"][:, 1], 10 * np.arange(sum(lengths)))
-
-
 def test_share_sent_at_or_above_the_needed_scale_by_hand():
-    report, by_predictor, _ = evaluate.evaluate(
-        TableServer(), lambda: batches(with_scale=True), COSTS, target=0.0, seed=0)
-    np.testing.assert_array_equal(by_predictor.needed_scale, SCALE)
-    assert report["at_or_above_needed_scale"] == pytest.approx(4 / 6)
+    found = evaluated(with_scale=True)
+    np.testing.assert_array_equal(found.table.needed_scale, SCALE)
+    assert found.report["at_or_above_needed_scale"] == pytest.approx(4 / 6)
+
+
+# Two classes: 0 to 3, and the rest; the last has a name that no file should be called.
+NAMES = [f"class {number}" for number in range(21)] + ["$x^2$\udcff"]
+SOURCE = types.SimpleNamespace(key=lambda index: f"folder/{index}.png")
+
+
+def test_predictions_image_by_image(tmp_path):
+    found = evaluated()
+    write_predictions(tmp_path / "p.csv", found.table, found.routed, COSTS, SOURCE, NAMES)
+    lines = (tmp_path / "p.csv").read_text(errors="surrogateescape").splitlines()
+    assert lines[0] == "filename,label,prediction,prob,resolution,multiply_adds"
+    assert len(lines) == 7
+    # The fourth image: sent to 12 px, where its label, 7, comes second to 17.
+    name, label, prediction, prob, resolution, cost = lines[4].split(",")
+    assert (name, label, prediction) == ("folder/3.png", "class 7", "class 17")
+    assert float(prob) == pytest.approx(np.exp(ANSWERS[3, 1].max()), rel=1e-5)
+    assert (resolution, cost) == ("12", "65")
+
+
+def test_confusion_and_figures_by_class(tmp_path):
+    found = evaluated()
+    write_confusion(tmp_path / "c.csv", found.table, found.routed, NAMES)
+    rows = [line.split(",") for line in
+            (tmp_path / "c.csv").read_text(errors="surrogateescape").splitlines()]
+    assert rows[0][-1] == NAMES[-1] == rows[-1][0]
+    counts = np.array([row[1:] for row in rows[1:]], int)
+    assert counts.sum() == 6
+    assert (counts[7, 7], counts[7, 17], counts[3, 3]) == (1, 1, 1)
+    classes = by_class(found.table, found.routed, COSTS, NAMES)
+    assert list(classes) == ["class 0", "class 1", "class 3", "class 5", "class 7"]
+    assert classes["class 7"] == {
+        "images": 2, "top1": 0.5, "multiply_adds": 65.0, "mix": {"16": 0.0, "12": 1.0, "8": 0.0}}

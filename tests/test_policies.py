@@ -3,13 +3,17 @@
 The larger the confidence of an image, the surer; the table's are small integers.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from drnet_jax import routing
 from drnet_jax.errors import UserError
 from drnet_jax.evaluation import policies
-from drnet_jax.evaluation.policies import Cascade, Result, Table
+from drnet_jax.evaluation.policies import Outcome
+from drnet_jax.routing import Cascade
+from tests.test_table import table_of
 from tests.tiny import COSTS, RIGHT
 
 CLASSIFIER = np.array(COSTS.classifier, float)
@@ -27,39 +31,9 @@ SCORES = np.array([[0.9, 0.2, 0.1],  # moves from the first to the last at a pri
                    [0.0, 0.0, 0.3]], np.float32)
 
 
-def fused_table():
-    fused = np.zeros((6, 3, 3), bool)
-    fused[:, 2, 0] = [1, 0, 1, 1, 1, 0]
-    return Table(SCORES, RIGHT, CONFIDENCE, fused)
-
-
-TABLE = fused_table()
-
-
-def log_p(*rows):
-    return np.log(np.array(rows, np.float32))
-
-
-def test_ranks_confidences_and_fusing_by_hand():
-    first = log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])
-    second = log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2])
-    np.testing.assert_array_equal(policies.rank(first, np.array([1, 2])), [1, 0])
-    # A tie counts against the label, and nothing is right among what is no number.
-    np.testing.assert_array_equal(policies.rank(second, np.array([1, 0])), [0, 1])
-    np.testing.assert_array_equal(policies.rank(np.full((1, 3), np.nan), np.array([0])), [2])
-    np.testing.assert_allclose(np.exp(routing.confidence(first)), [0.5, 0.8], rtol=1e-6)
-    product = np.sqrt([[0.1, 0.21, 0.02], [0.04, 0.04, 0.16]])
-    expected = product / product.sum(1, keepdims=True)
-    np.testing.assert_allclose(np.exp(routing.fuse(first, second)), expected, rtol=1e-5)
-
-
-def test_table_of_answers_by_hand():
-    at = [log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2]), log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])]
-    table = Table.of(np.zeros((2, 2), np.float32), at, np.array([1, 2]))
-    np.testing.assert_array_equal(table.right, [[True, False], [False, True]])
-    np.testing.assert_allclose(np.exp(table.confidence), [[0.7, 0.5], [0.4, 0.8]], rtol=1e-6)
-    np.testing.assert_array_equal(table.fused[:, 1, 0], [True, True])
-    assert table.fused.sum() == 2  # only the larger after the smaller
+FUSED_RANK = np.full((6, 3, 3), -1)
+FUSED_RANK[:, 2, 0] = [0, 1, 0, 0, 0, 1]
+TABLE = table_of(SCORES, np.where(RIGHT, 0, 1), CONFIDENCE, FUSED_RANK)
 
 
 @pytest.mark.parametrize(("target", "price", "choice", "cost"), [
@@ -74,9 +48,10 @@ def test_routed_at_a_price_by_hand(target, price, choice, cost):
     assert price <= found < price + 1e-4 if target else found == 0
     chosen = routing.choose_at(SCORES, COSTS.array, found)
     np.testing.assert_array_equal(chosen, choice)
-    result = policies.at_choice(TABLE, COSTS, chosen)
-    assert result.mean_cost() == pytest.approx(cost)
-    np.testing.assert_array_equal(result.right, RIGHT[range(6), choice])
+    outcome = policies.routed(TABLE, COSTS, found)
+    np.testing.assert_array_equal(outcome.choice, choice)
+    assert outcome.mean_cost() == pytest.approx(cost)
+    np.testing.assert_array_equal(outcome.right, RIGHT[range(6), choice])
 
 
 def test_the_price_keeps_its_distance_from_the_last_image_that_moved():
@@ -101,7 +76,8 @@ def test_choices_are_those_that_routing_charges_for():
 def test_tied_scores_move_together():
     scores = np.tile(np.array([[0.9, 0.5, 0.1]], np.float32), (8, 1))
     price = policies.price_for(scores, COSTS, 90.0)
-    assert (routing.choose_at(scores, COSTS.array, price) != 0).all()  # below the target, and far from it
+    choice = routing.choose_at(scores, COSTS.array, price)
+    assert (choice != 0).all()  # below the target, and far from it
 
 
 @pytest.mark.parametrize(("target", "again", "threshold"), [
@@ -126,8 +102,8 @@ def test_threshold_by_hand(target, again, threshold):
 
 
 def test_ties_of_confidence_stay_on_the_cheap_side():
-    table = Table(SCORES, RIGHT, np.array([[0, 0, value] for value in (1, 2, 2, 2, 3, 4)], float),
-                  TABLE.fused)
+    confidence = np.array([[0, 0, value] for value in (1, 2, 2, 2, 3, 4)], float)
+    table = dataclasses.replace(TABLE, confidence=confidence)
     cascade = policies.with_threshold(Cascade(2, 0, False), table, COSTS, 20 + 300 / 6)
     assert policies.cascaded(table, COSTS, cascade).mean_cost() == pytest.approx(20 + 100 / 6)
 
@@ -143,6 +119,7 @@ def test_cascade_by_hand(fused, right, name):
     assert result.name == name
     np.testing.assert_array_equal(result.right, np.array(right, bool))
     np.testing.assert_array_equal(result.cost, [20, 120, 20, 120, 120, 20])
+    np.testing.assert_array_equal(result.choice, [2, 0, 2, 0, 0, 2])
 
 
 def test_every_pair_is_a_cascade_from_small_to_large():
@@ -190,7 +167,8 @@ def test_best_random_mix_of_many_accuracies():
 
 def test_cross_fit_by_hand():
     def result(name, right, cost):
-        return Result(name, np.array(right, bool), np.full(6, float(cost)))
+        rank = 1 - np.array(right)
+        return Outcome(name, np.full(6, cost // 10), rank, np.full(6, float(cost)))
 
     # The images of even index favour the first policy, those of odd index the second.
     results = [result("a", [1, 0, 1, 0, 1, 1], 10), result("b", [1, 1, 0, 1, 0, 1], 20)]
@@ -199,9 +177,35 @@ def test_cross_fit_by_hand():
     # So each half gets what was best for the other, and an honest accuracy.
     np.testing.assert_array_equal(crossed.right, [1, 0, 0, 0, 0, 1])
     np.testing.assert_array_equal(crossed.cost, [20, 10, 20, 10, 20, 10])
+    np.testing.assert_array_equal(crossed.choice, [2, 1, 2, 1, 2, 1])
     # Where both halves agree, the policy is that one; of equals, the first.
     picked, crossed = policies.cross_fit([results[0], results[0], result("c", [0] * 6, 1)])
-    assert picked == (0, 0) and crossed.name == "a" and crossed.top1() == results[0].top1()
+    assert picked == (0, 0) and crossed.name == "a" and crossed.top(1) == results[0].top(1)
+
+
+@pytest.mark.parametrize(("budget", "cost", "told"), [
+    (0, 65, ""), (65, 64, ""), (60, 58, "-3.3%"), (50, 52, "+4.0%"),
+])
+def test_a_budget_is_missed_by_more_than_two_percent(budget, cost, told):
+    assert bool(policies.missed(budget, cost)) == bool(told)
+    assert told in policies.missed(budget, cost)
+
+
+def test_prices_rise_with_the_costs_that_they_lead_to():
+    scores = np.random.default_rng(0).random((400, 3)).astype(np.float32)
+    found = np.array(policies.prices(scores, COSTS))
+    assert (np.diff(found[:, 0]) > 0).all() and (np.diff(found[:, 1]) < 0).all()
+    assert found[0, 0] == 25 and found[-1, 0] == 105
+    # Between two of them a price in between costs what was asked for, nearly.
+    for budget in (31.0, 47.0, 62.0, 88.0):
+        choice = routing.choose_at(scores, COSTS.array, float(np.interp(budget, *found.T)))
+        assert CLASSIFIER[choice].mean() + 5 == pytest.approx(budget, rel=0.02)
+
+
+def test_the_share_of_labels_among_the_best_by_hand():
+    outcome = Outcome("", np.array([0, 1, 1]), np.array([0, 2, 5]), np.ones(3))
+    assert [outcome.top(k) for k in (1, 2, 3, 5, 6)] == pytest.approx([1/3, 1/3, 2/3, 2/3, 1])
+    np.testing.assert_allclose(outcome.mix(3), [1 / 3, 2 / 3, 0])
 
 
 @pytest.mark.parametrize("target", [0, 25, 65, 105])

@@ -1,11 +1,11 @@
 """The report as text, on the tables that `test_evaluate` works by hand."""
 
-from drnet_jax.evaluation import evaluate, report
-from tests.test_evaluate import COSTS, TableServer, batches
+from drnet_jax.evaluation.report import text_report
+from tests.test_evaluate import evaluated
 
 
 def text_at(target):
-    return report.text_report(evaluate.evaluate(TableServer(), batches, COSTS, target, seed=3)[0])
+    return text_report(evaluated(target, seed=3).report)
 
 
 def test_the_tables_by_hand():

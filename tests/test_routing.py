@@ -117,3 +117,8 @@ def test_scores_of_either_objective():
     np.testing.assert_allclose(routing.SCORES["outcome"](logits), [0.5, 0.75, 0.25], rtol=1e-6)
     shares = np.array([1, 3, 1 / 3]) / (1 + 3 + 1 / 3)
     np.testing.assert_allclose(routing.SCORES["gumbel"](logits), np.log(shares), rtol=1e-5)
+
+
+def test_entropy_by_hand():
+    assert routing.entropy(np.array([0.0, 1.0, 0.0])) == 0
+    assert routing.entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(np.log(2))

@@ -118,6 +118,11 @@ def random_batch(size: int, seed: int = 0, base: int = RESOLUTIONS[0]) -> dict[s
     }
 
 
+def numbered(*numbers: int) -> np.ndarray:
+    """Images that show their number: uint8 [N, 4, 4, 3]."""
+    return np.array(numbers, np.uint8).reshape(-1, 1, 1, 1).repeat(4, 1).repeat(4, 2).repeat(3, 3)
+
+
 def mesh_of(devices: int) -> jax.sharding.Mesh:
     """A mesh of so many devices; on an accelerator with fewer (launch/gpu_check.sh), a skip."""
     if devices > len(jax.devices()):

@@ -145,7 +145,7 @@ class Sample:
 
     def batches(self, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """(images uint8 [N, H, W, 3], index int [N]) with N = size, the last one's less."""
-        if not self._parts:
+        if not any(len(index) for _, index in self._parts):
             return []
         images, index = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
         ends = range(size, len(index), size)

@@ -66,10 +66,10 @@ class Engine:
 
     def upload(self, images: np.ndarray) -> jax.Array:
         """A batch of images, uint8 [N, H, W, 3] at the base size, N at most the batch size."""
-        padding = self.batch_size - len(images)
-        if padding:
-            images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
-        return jax.device_put(images, split(self.mesh))
+        # A copy: JAX reads it at some time later, or for as long as the batch lives.
+        padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
+        padded[: len(images)] = images
+        return jax.device_put(padded, split(self.mesh))
 
     def empty(self) -> jax.Array:
         """A batch of padding alone."""

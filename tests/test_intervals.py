@@ -1,11 +1,10 @@
-"""Gains by hand, and intervals that are known."""
+"""Intervals that are known, and gains by hand."""
 
 import numpy as np
 import pytest
 
-from drnet_jax import routing
 from drnet_jax.evaluation import intervals
-from drnet_jax.evaluation.policies import Result
+from drnet_jax.evaluation.policies import Outcome
 from tests.tiny import COSTS, RIGHT
 
 CHOICE = np.array([2, 1, 2, 0, 2, 2])
@@ -34,10 +33,9 @@ def test_gains_by_hand():
 
 def test_any_policy_is_measured_as_the_router_is():
     cost = np.array(COSTS.classifier, float)[CHOICE] + COSTS.predictor
-    other = Result("always right", np.ones(6, bool), np.full(6, 100.0))
-    found = intervals.over_best_mix(
-        RIGHT, [Result("routed", routed(), cost), other], COSTS, seed=0
-    )
+    other = Outcome("always right", CHOICE, np.zeros(6, int), np.full(6, 100.0))
+    by_router = Outcome("routed", CHOICE, np.where(routed(), 0, 1), cost)
+    found = intervals.over_best_mix(RIGHT, [by_router, other], COSTS, seed=0)
     expected = intervals.router_gains(RIGHT, CHOICE, routed(), COSTS, seed=0)["over_best_mix"]
     # The other's 2 of six are over the largest resolution's 4.
     assert found["value"] == pytest.approx([expected["value"], 2 / 6])
@@ -64,7 +62,7 @@ def test_the_bootstrap_is_of_its_seed():
 def test_intervals_are_those_of_a_known_distribution():
     # The share of 400 out of 1000: the normal interval is 0.4 +- 1.96 * sqrt(0.4 * 0.6 / 1000).
     columns = (np.arange(1000) < 400)[:, None].astype(float)
-    found = intervals.with_intervals(columns, lambda means: {"share": means[..., 0]}, seed=0)["share"]
+    found = intervals.with_intervals(columns, lambda means: {"it": means[..., 0]}, seed=0)["it"]
     assert found["value"] == 0.4
     np.testing.assert_allclose(found["interval"], [0.4 - 0.0304, 0.4 + 0.0304], atol=0.003)
 
@@ -94,8 +92,3 @@ def test_agreement_by_hand():
     # Cheapest right: 8, 12, 8, 16, none, 12 px; chosen 8, 12, 8, 16, 8, 8.
     np.testing.assert_array_equal(
         intervals.agreement(RIGHT, CHOICE, COSTS), [[1, 0, 0], [0, 1, 1], [0, 0, 2]])
-
-
-def test_entropy_by_hand():
-    assert routing.entropy(np.array([0.0, 1.0, 0.0])) == 0
-    assert routing.entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(np.log(2))
