@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from absl import flags
 
 from drnet_jax.config import GIGA
-from drnet_jax.data.sources import IMAGE_SUFFIXES
+from drnet_jax.data.transforms import SUFFIXES
 from drnet_jax.errors import UserError
 from drnet_jax.model import Answer, load
 
@@ -56,7 +56,7 @@ def found(path: str) -> Iterator[str]:
         return
     names = sorted(
         os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
     )
     if not names:
         raise UserError(f"{path}: expected images in this folder, found none")

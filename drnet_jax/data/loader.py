@@ -41,14 +41,18 @@ def train_batches(
 
     Returns:
         An iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B]},
-        `index` the example's place in the source. Its state is the number of examples that all
-        hosts together have consumed; setting it continues with the same batches, also under
-        another number of workers. Close it at the end.
+        `index` the example's place in the source. Its state, {"examples": n}, is the number of
+        examples that all hosts together have consumed; setting it continues with the same batches,
+        also under another number of workers, hosts or examples per batch. Any n will do for any
+        source: to go on with a data set that has changed, set {"examples": epoch * len(source)},
+        from where the next len(source) examples are its images of that epoch, each once. Close it
+        at the end.
 
     Raises:
         UserError: from `next`, if an image cannot be decoded; the message names it.
     """
-    # Grain seeds epoch e with seed + e; hashing keeps runs of neighbouring seeds from sharing them.
+    # Grain seeds epoch e with (seed + e) mod 2^32; hashing keeps runs of neighbouring seeds from
+    # sharing them.
     shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2)
     augmented = _TrainExample(source, size, data.crop_area, data.crop_ratio)
     stream = (
@@ -96,7 +100,9 @@ def eval_batches(
     count = -(-len(share) // batch_size)
     has_scale = "needed_scale" in _read(source, share[0])[1]
     # Padding without end: workers make whole batches, and Grain leaks memory when it reads an end.
-    rows = grain.MapDataset.range(sys.maxsize).map(_EvalExample(source, size, square, share, has_scale))
+    rows = grain.MapDataset.range(sys.maxsize).map(
+        _EvalExample(source, size, square, share, has_scale)
+    )
     batches = iter(_batched(rows, batch_size, data))
     try:
         for batch in map(_own, itertools.islice(batches, count)):

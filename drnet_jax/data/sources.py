@@ -1,20 +1,17 @@
 """Where examples come from: tfds data sets and folders of images, read by random access."""
 
-import itertools
-import os
+import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from drnet_jax import config
 from drnet_jax.data import shapes
+from drnet_jax.data.folder import FolderSource
 from drnet_jax.data.prepare import build, prepare
 from drnet_jax.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Source(Protocol):
@@ -26,6 +23,17 @@ class Source(Protocol):
 
     classes: tuple[str, ...]
 
+    notes: tuple[str, ...]
+    """What was passed over in opening it, and why, one line each, to be shown once."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all that the order of the examples depends on: names, labels, number.
+
+        Where the data are does not count; their content, beyond a tfds version, does not either.
+        """
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
@@ -36,31 +44,48 @@ class Source(Protocol):
 
 
 def open_source(
-    data: config.Data, training: bool, classes: tuple[str, ...] | None = None
+    data: config.Data, training: bool, classes: Sequence[str] | None = None
 ) -> Source:
     """Opens the training split of `data`, or else its validation split.
 
+    Args:
+        classes: names in the order of their labels, as a checkpoint knows them; by default those of
+            the training split. With them a folder needs neither that split nor images of all, and
+            its class folders may lie in `data.dir` itself.
+
     Raises:
         UserError: if the data set is unknown, missing, not prepared, prepared in a format without
-            random access, without the split, or not one of labelled images.
+            random access, without the split, not one of labelled images, or of other classes.
     """
     split = data.train_split if training else data.val_split
     if data.name == "folder":
-        return FolderSource(data.dir, split, class_split=data.train_split)
-    return TfdsSource(data.name, data.dir, split)
+        return FolderSource(data.dir, split, data.train_split, classes)
+    source = TfdsSource(data.name, data.dir, split)
+    if classes is not None and tuple(classes) != source.classes:
+        raise UserError(
+            f"config.data.name: expected a data set of the {len(classes)} classes "
+            f"{', '.join(classes[:3])}, ...; {data.name!r} has {len(source.classes)}, "
+            f"{', '.join(source.classes[:3])}, ..."
+        )
+    return source
 
 
 def resolve_classes(source: Source, configured: int) -> int:
     """Returns the number of classes: what the source has, which `configured` must be, or 0.
 
     Raises:
-        UserError: if config.classifier.classes disagrees with the source.
+        UserError: if config.classifier.classes disagrees with the source, or it has but one.
     """
     found = len(source.classes)
+    if found < 2:
+        raise UserError(
+            f"config.data: expected at least two classes, found {', '.join(source.classes)} only; "
+            "in a folder every class has a folder of its own, <split>/<class>"
+        )
     if configured not in (0, found):
         raise UserError(
-            f"config.classifier.classes: expected {found}, as many as the data set has classes, or 0 to "
-            f"take that number; received {configured}"
+            f"config.classifier.classes: expected {found}, as many as the data set has classes, or "
+            f"0 to take that number; received {configured}"
         )
     return found
 
@@ -93,7 +118,10 @@ class TfdsSource:
                 f"{', '.join(builder.info.splits)}"
             ) from error
         self._name = f"{name}/{split}"
+        self._version = builder.info.full_name  # name, config and version
+        self._split = split
         self._has_scale = "needed_scale" in kinds
+        self.notes = ()
         self.classes = tuple(kinds["label"].names)
 
     def __len__(self) -> int:
@@ -108,6 +136,11 @@ class TfdsSource:
 
     def key(self, index: int) -> str:
         return f"{self._name}[{index}]"
+
+    @property
+    def fingerprint(self) -> str:
+        identity = f"{self._version}/{self._split}/{len(self)}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _check_prepared(builder: tfds.core.DatasetBuilder, name: str, directory: str) -> None:
@@ -125,84 +158,3 @@ def _check_prepared(builder: tfds.core.DatasetBuilder, name: str, directory: str
             f"{builder.data_path} holds {builder.info.file_format.value}. Prepare it again in "
             f"another directory:\n    {command} --dir NEW_DIR"
         )
-
-
-class FolderSource:
-    """The images `directory/split/<class>/*.{jpg,jpeg,png}`, sorted by class, then file name.
-
-    The classes, and so the labels, are the class folders of `class_split`, the training split.
-    Names are kept as one string of bytes: over a million of them open, and pickle, in little time.
-    """
-
-    def __init__(self, directory: str, split: str, class_split: str):
-        if not directory:
-            raise UserError(
-                "config.data.dir: expected the folder that holds "
-                f"{class_split}/<class>/*.jpg, received ''"
-            )
-        directory = os.path.expanduser(directory)  # shells leave the ~ of --config.data.dir=~/x
-        self.classes = _class_folders(directory, class_split)
-        folders = _class_folders(directory, split)
-        if unknown := sorted(set(folders) - set(self.classes)):
-            raise UserError(
-                f"{os.path.join(directory, split, unknown[0])}: class {unknown[0]!r} is not a "
-                f"folder in {os.path.join(directory, class_split)}, so training cannot know it"
-            )
-        files = [
-            _image_names(os.path.join(directory, split, name)) if name in set(folders) else []
-            for name in self.classes
-        ]
-        self._root = os.path.join(directory, split)
-        self._class_ends = np.cumsum([len(names) for names in files])
-        names = list(itertools.chain.from_iterable(files))
-        self._names = b"".join(names)
-        self._name_ends = np.cumsum([len(name) for name in names])
-
-    def __len__(self) -> int:
-        return len(self._name_ends)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        path = self.key(index)
-        try:
-            with open(path, "rb") as file:
-                return {"image": file.read(), "label": self._label(index)}
-        except OSError as error:
-            raise UserError(f"cannot read the image: {error.strerror}") from error
-
-    def key(self, index: int) -> str:
-        start = self._name_ends[index - 1] if index else 0
-        name = os.fsdecode(self._names[start : self._name_ends[index]])
-        return os.path.join(self._root, self.classes[self._label(index)], name)
-
-    def _label(self, index: int) -> int:
-        return int(np.searchsorted(self._class_ends, index, side="right"))
-
-
-def _class_folders(directory: str, split: str) -> tuple[str, ...]:
-    path = os.path.join(directory, split)
-    if not os.path.isdir(path):
-        missing = path if os.path.isdir(directory) else directory
-        raise UserError(
-            f"config.data: expected images in {os.path.join(path, '<class>')}, but there is no "
-            f"folder {missing}"
-        )
-    with os.scandir(path) as entries:
-        names = sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-        )
-    if not names:
-        raise UserError(f"{path}: expected one folder per class, found no folder")
-    return tuple(names)
-
-
-def _image_names(path: str) -> list[bytes]:
-    # Neither stat nor is_file: on a network drive that would be one round trip per image.
-    with os.scandir(path) as entries:
-        names = sorted(
-            os.fsencode(entry.name)
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
-        )
-    if not names:
-        raise UserError(f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
-    return names

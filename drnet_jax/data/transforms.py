@@ -4,42 +4,70 @@ Pure functions on one image, uint8 [H, W, 3] RGB. Cropping happens here; normali
 the candidate resolutions happen on the device.
 """
 
+import io
 import math
+import os
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from drnet_jax.errors import UserError
 
 # Images are decoded in parallel, one per thread; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(0)
+# What cannot be decoded is an error with a name; OpenCV would also print a line for every odd tag.
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+# What `decode` reads, by family: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, portable bit-,
+# grey- and pixmaps, Sun raster. OpenCV's floating-point formats are none of photographs.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".avif", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm", ".ras", ".sr",
+)
 
 # Validation enlarges before it crops: 256 for 224, in proportion for other sizes.
 RESIZE_OVER_CROP = 256 / 224
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """Decodes a JPEG or PNG to uint8 [H, W, 3] RGB, upright (its EXIF orientation is applied).
+    """Decodes an image of any format in `SUFFIXES` to uint8 [H, W, 3] RGB.
 
-    Grey and palette images are spread to three channels, CMYK is converted, 16 bits are cut to 8,
-    and an alpha channel is dropped: the colours stored under transparent pixels are kept as they
-    are, not blended with any background.
+    It is upright (its EXIF orientation is applied). Grey and palette images are spread to three
+    channels, CMYK is converted, 16 bits are cut to 8, and an alpha channel is dropped: the colours
+    stored under transparent pixels are kept as they are, not blended with any background (except in
+    TIFF, whose library darkens them by their alpha). Of an animation or of several pages the first
+    is taken.
 
     Raises:
         UserError: if the bytes are not an image, or are cut short. Damage in the middle of a JPEG
-            can pass unnoticed; a PNG has check sums.
+            can pass unnoticed, as can the loss of the palette at the end of a TIFF; a PNG has check
+            sums.
     """
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if encoded[4:8] == b"ftyp":
+            image = _decode_avif(encoded)
+        else:
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:  # nothing to decode, or more pixels than OpenCV allows
         image = None
-    if image is None:
+    if image is None or image.ndim != 3:  # floating-point grey stays [H, W]
         raise UserError(
-            f"expected a whole JPEG or PNG image, received {len(encoded)} bytes that cannot be "
-            f"decoded (they begin with {encoded[:8]!r})"
+            f"expected a whole image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, ...), "
+            f"received {len(encoded)} bytes that cannot be decoded (they begin with "
+            f"{encoded[:8]!r})"
         )
     return image
+
+
+def _decode_avif(encoded: bytes) -> np.ndarray | None:
+    # Pillow, as OpenCV swaps red and blue where there is alpha, and leaves rotated images lying.
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("AVIF",)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:  # Pillow raises SyntaxError, OSError, ValueError, ... for damaged files
+        return None
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
