@@ -1,6 +1,7 @@
 """Batches: each image once, the same under any number of hosts, threads and worker processes."""
 
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from drnet_jax.errors import UserError
 
 COUNT = 10
 SIZE = 16
+ORDER_OF_SEED_3 = [0, 3, 1, 2, 4, 5, 6, 7, 9, 8, 5, 8, 9, 1, 2, 3, 6, 0, 7, 4]
 
 
 def settings(directory, **overrides):
@@ -71,7 +73,8 @@ def train(directory, count, state=None, *, batch_size=4, seed=3, hosts=(0, 1), *
 def evaluate(directory, *, batch_size=4, hosts=(0, 1), source=None, **overrides):
     return loader.eval_batches(
         source or opened(directory), settings(directory, **overrides), size=SIZE,
-        batch_size=batch_size, process_index=hosts[0], process_count=hosts[1],
+        square=transforms.square_for(SIZE), batch_size=batch_size,
+        process_index=hosts[0], process_count=hosts[1],
     )
 
 
@@ -111,6 +114,21 @@ def test_neighbouring_seeds_share_no_epoch(folder):
         for epoch in joined(train(folder, 10, seed=seed)[0], "index").reshape(4, COUNT)
     ]
     assert len(set(epochs)) == 12
+
+
+def test_the_order_of_a_seed_never_changes(folder):
+    # Runs that go on, and published figures, depend on it.
+    index = joined(train(folder, 5)[0], "index")
+    assert index.tolist() == ORDER_OF_SEED_3
+
+
+def test_epochs_whose_seeds_pass_2_to_the_32(folder):
+    # The hash of this seed is 2^32 - 912, to which Grain adds the number of the epoch.
+    assert np.random.SeedSequence(2667687).generate_state(2)[0] == 2**32 - 912
+    batches, _ = train(folder, 4, {"examples": 910 * COUNT}, batch_size=COUNT, seed=2667687)
+    epochs = [batch["index"].tolist() for batch in batches]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(COUNT))] * 4
+    assert len(set(map(tuple, epochs))) == 4
 
 
 def test_images_are_cropped_anew_each_epoch(folder):
@@ -156,6 +174,28 @@ def test_restore_under_another_batch_size_continues_the_stream(folder):
     np.testing.assert_array_equal(continued, expected[16:36])
 
 
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_a_changed_data_set_goes_on_at_any_epoch(folder, tmp_path, hosts):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "train" / "few" / "8.png").unlink()
+    _, state = train(folder, 7)  # 28 examples of 10 images: within epoch 2
+    left = COUNT - 1
+    epoch = -(-state["examples"] // COUNT)
+    begun = [
+        train(
+            tmp_path, 2 * 9 // (3 * hosts) + 1, {"examples": epoch * left}, batch_size=3,
+            hosts=(host, hosts),
+        )
+        for host in range(hosts)
+    ]
+    index = np.stack([joined(batches, "index") for batches, _ in begun], 1).ravel()
+    np.testing.assert_array_equal(np.sort(index[: 2 * left].reshape(2, left)), [range(left)] * 2)
+    # Where it would be after that many epochs of its own.
+    whole = joined(train(tmp_path, 15, batch_size=3)[0], "index")
+    np.testing.assert_array_equal(index[: 2 * left], whole[epoch * left :])
+    assert begun[0][1]["examples"] == epoch * left + len(index)
+
+
 def test_worker_processes_change_nothing(folder):
     expected, _ = train(folder, 8)
     _, state = train(folder, 3)
@@ -191,7 +231,9 @@ def test_evaluation_sees_each_image_once(folder, hosts, batch_size):
             for row in range(batch_size):
                 example = source[int(batch["index"][row])]
                 image = transforms.decode(example["image"])
-                expected = transforms.resize_and_centre_crop(image, SIZE)
+                expected = transforms.resize_and_centre_crop(
+                    image, transforms.square_for(SIZE), SIZE
+                )
                 np.testing.assert_array_equal(batch["image"][row], expected)
                 assert batch["label"][row] == example["label"]
             np.testing.assert_array_equal(batch["index"][~mask], batch["index"][0])
@@ -231,7 +273,7 @@ def test_evaluation_in_worker_processes(folder):
 def test_damaged_image_is_named(damaged):
     batches = evaluate(damaged)
     next(batches), next(batches)
-    with pytest.raises(UserError, match=r"few/8\.png: expected a whole JPEG or PNG"):
+    with pytest.raises(UserError, match=r"few/8\.png: expected a whole image"):
         next(batches)
     with pytest.raises(UserError, match=r"few/8\.png"):
         train(damaged, 4)

@@ -1,7 +1,8 @@
-"""Folders and tfds data sets: what they give, and what they say when something is missing."""
+"""tfds data sets: what they give, and what they say when something is missing."""
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,19 +16,6 @@ from drnet_jax.data.prepare import prepare
 from drnet_jax.data.sources import open_source, resolve_classes
 from drnet_jax.errors import UserError
 
-FILES = {
-    "train/cat/b.jpg": b"cat b",
-    "train/cat/a.JPEG": b"cat a",
-    "train/cat/.hidden.jpg": b"",
-    "train/cat/notes.txt": b"",
-    "train/Ant/x.PNG": b"ant x",
-    "train/dog/z é.png": b"dog z",
-    "train/.cache/y.png": b"",
-    "train/readme.md": b"",
-    "val/dog/1.jpg": b"val dog 1",
-    "val/cat/2.jpg": b"val cat 2",
-}
-
 
 def settings(name, directory, train_split="train", val_split="val"):
     return config.Data(
@@ -36,100 +24,22 @@ def settings(name, directory, train_split="train", val_split="val"):
     )
 
 
-@pytest.fixture
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folder")
-    for name, content in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
+class OfClasses:
+    def __init__(self, *classes):
+        self.classes = classes
 
 
-def contents(source):
-    keys = [Path(source.key(index)) for index in range(len(source))]
-    return [
-        (str(Path(*key.parts[-2:])), source[index]["label"], source[index]["image"])
-        for index, key in enumerate(keys)
-    ]
-
-
-def test_folder_is_sorted_by_class_and_name(folder):
-    source = open_source(settings("folder", folder), training=True)
-    assert source.classes == ("Ant", "cat", "dog")
-    assert contents(source) == [
-        ("Ant/x.PNG", 0, b"ant x"),
-        ("cat/a.JPEG", 1, b"cat a"),
-        ("cat/b.jpg", 1, b"cat b"),
-        ("dog/z é.png", 2, b"dog z"),
-    ]
-
-
-def test_folder_validation_has_the_labels_of_training(folder):
-    source = open_source(settings("folder", folder), training=False)
-    assert source.classes == ("Ant", "cat", "dog")  # although val has no Ant
-    assert contents(source) == [("cat/2.jpg", 1, b"val cat 2"), ("dog/1.jpg", 2, b"val dog 1")]
-
-
-def test_folder_in_the_home_directory(folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(folder.parent))
-    source = open_source(settings("folder", f"~/{folder.name}"), training=True)
-    assert source[0]["image"] == b"ant x"
-
-
-def test_folder_survives_pickling(folder):
-    source = open_source(settings("folder", folder), training=True)
-    copy = pickle.loads(pickle.dumps(source))
-    assert contents(copy) == contents(source)
-    assert copy.classes == source.classes
-
-
-def test_folder_opens_without_stat_per_image(folder, monkeypatch):
-    expected = contents(open_source(settings("folder", folder), training=True))
-    for name in ("b.jpg", "a.JPEG"):  # what cannot be read is noticed when it is read
-        (folder / "train/cat" / name).unlink()
-        (folder / "train/cat" / name).symlink_to(folder / "nowhere")
-    source = open_source(settings("folder", folder), training=True)
-    assert len(source) == len(expected)
-    with pytest.raises(UserError, match="cannot read the image"):
-        source[1]
-
-
-def remove(folder, name):
-    shutil.rmtree(folder / name)
-
-
-def make(folder, name):
-    (folder / name).mkdir(parents=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "training", "message"),
-    [
-        (lambda folder: remove(folder, "."), True, r"no folder .*/folder\d+$"),
-        (lambda folder: remove(folder, "train"), True, "no folder .*/train$"),
-        (lambda folder: remove(folder, "val"), False, "no folder .*/val$"),
-        (lambda folder: (remove(folder, "val"), make(folder, "val")), False, "folder per class"),
-        (lambda folder: make(folder, "train/empty"), True, r"train/empty: expected images .*none"),
-        (lambda folder: make(folder, "val/cow"), False, "class 'cow' is not a folder in .*train"),
-    ],
-)
-def test_folder_errors(folder, change, training, message):
-    change(folder)
-    with pytest.raises(UserError, match=message):
-        open_source(settings("folder", folder), training)
-
-
-def test_folder_needs_a_directory():
-    with pytest.raises(UserError, match=r"config\.data\.dir: expected the folder"):
-        open_source(settings("folder", ""), training=True)
-
-
-def test_resolve_classes(folder):
-    source = open_source(settings("folder", folder), training=True)
+def test_resolve_classes():
+    source = OfClasses("Ant", "cat", "dog")
     assert resolve_classes(source, 0) == resolve_classes(source, 3) == 3
     with pytest.raises(UserError, match=r"expected 3.*received 1000"):
         resolve_classes(source, 1000)
+
+
+def test_a_single_class_is_refused():
+    # As if config.data.dir were the folder above the one that is meant.
+    with pytest.raises(UserError, match="at least two classes, found train only"):
+        resolve_classes(OfClasses("train"), 0)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +81,25 @@ def test_tfds_survives_pickling_and_slices_splits(prepared):
 def test_tfds_prepares_drnet_shapes_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "_SPLITS", {"train": 24, "validation": 24})
     assert len(tfds_source(tmp_path, training=False)) == 24
+
+
+def test_tfds_has_a_fingerprint_and_no_notes(prepared):
+    source = tfds_source(prepared, training=True)
+    assert source.notes == ()
+    assert source.fingerprint == tfds_source(prepared, training=True).fingerprint
+    assert re.fullmatch("[0-9a-f]{16}", source.fingerprint)
+    others = [
+        tfds_source(prepared, training=True, train_split=split).fingerprint
+        for split in ("train[:50%]", "train[50%:]", "validation")
+    ]
+    assert len({source.fingerprint, *others}) == 4
+
+
+def test_tfds_has_its_own_classes(prepared):
+    data = settings("drnet_shapes", prepared, "train", "validation")
+    assert open_source(data, False, shapes.CLASSES).classes == shapes.CLASSES
+    with pytest.raises(UserError, match=r"of the 2 classes cat, dog, .* has 12, disk_solid"):
+        open_source(data, False, ("cat", "dog"))
 
 
 @pytest.mark.parametrize("split", ["test", "train[:0%]", "train[oops"])

@@ -27,6 +27,7 @@ def encode(image, form, **options):
 
 
 RGB = Image.fromarray(smooth(40, 50))
+TURNED = RGB.transpose(Image.Transpose.ROTATE_180)
 WHOLE = {
     "rgb jpeg": encode(RGB, "JPEG", quality=95),
     "progressive jpeg": encode(RGB, "JPEG", quality=95, progressive=True),
@@ -36,6 +37,26 @@ WHOLE = {
     "palette png": encode(RGB.convert("P"), "PNG"),
     "one-bit png": encode(RGB.convert("1"), "PNG"),
     "jpeg with trailing bytes": encode(RGB, "JPEG", quality=95) + b"\0" * 100,
+    "animated png": encode(RGB, "PNG", save_all=True, append_images=[TURNED]),
+    "webp": encode(RGB, "WEBP", lossless=True),
+    "animated webp": encode(RGB, "WEBP", lossless=True, save_all=True, append_images=[TURNED]),
+    "gif": encode(RGB, "GIF"),
+    "animated gif": encode(RGB, "GIF", save_all=True, append_images=[TURNED]),
+    "bmp": encode(RGB, "BMP"),
+    "palette bmp": encode(RGB.convert("P"), "BMP"),
+    "tiff": encode(RGB, "TIFF"),
+    "lzw tiff": encode(RGB, "TIFF", compression="tiff_lzw"),
+    "cmyk tiff": encode(RGB.convert("CMYK"), "TIFF"),
+    "tiff of pages": encode(RGB, "TIFF", save_all=True, append_images=[TURNED]),
+    "avif": encode(RGB, "AVIF"),
+    "grey avif": encode(RGB.convert("L"), "AVIF"),
+    "jp2": encode(RGB, "JPEG2000"),
+    "grey jp2": encode(RGB.convert("L"), "JPEG2000"),
+    "j2k": encode(RGB, "JPEG2000", no_jp2=True),
+    "ppm": encode(RGB, "PPM"),
+    "pgm": encode(RGB.convert("L"), "PPM"),
+    "pbm": encode(RGB.convert("1"), "PPM"),
+    "ras": cv2.imencode(".ras", np.asarray(RGB)[..., ::-1])[1].tobytes(),
 }
 
 
@@ -61,23 +82,35 @@ def test_decode_cuts_16_bits_to_8():
         np.testing.assert_allclose(transforms.decode(encoded), expected.astype(int), atol=1)
 
 
-def test_decode_drops_alpha_and_keeps_the_colours_under_it():
+@pytest.mark.parametrize(
+    ("form", "options", "tolerance"),
+    [
+        ("PNG", {}, 0), ("WEBP", {"lossless": True, "exact": True}, 0), ("JPEG2000", {}, 0),
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}, 3),  # never quite lossless
+    ],
+)
+def test_decode_drops_alpha_and_keeps_the_colours_under_it(form, options, tolerance):
     alpha = np.random.default_rng(1).integers(0, 256, (40, 50, 1), np.uint8)
-    encoded = encode(Image.fromarray(np.dstack([np.asarray(RGB), alpha])), "PNG")
-    np.testing.assert_array_equal(transforms.decode(encoded), np.asarray(RGB))
+    encoded = encode(Image.fromarray(np.dstack([np.asarray(RGB), alpha])), form, **options)
+    np.testing.assert_allclose(
+        transforms.decode(encoded), np.asarray(RGB).astype(int), atol=tolerance
+    )
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_decode_turns_images_upright(form, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    encoded = encode(RGB, form, exif=exif.tobytes())
+    encoded = encode(RGB, form, exif=exif if form == "TIFF" else exif.tobytes())
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
     np.testing.assert_array_equal(transforms.decode(encoded), np.asarray(upright.convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["rgb jpeg", "progressive jpeg", "grey jpeg", "rgb png"])
+@pytest.mark.parametrize("kind", [
+    "rgb jpeg", "progressive jpeg", "grey jpeg", "rgb png", "webp", "animated webp", "gif",
+    "animated gif", "bmp", "tiff", "lzw tiff", "avif", "jp2", "j2k", "ppm", "pbm", "ras",
+])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, -2])
 def test_decode_refuses_images_cut_short(kind, kept):
     encoded = WHOLE[kind]
@@ -90,6 +123,30 @@ def test_decode_refuses_images_cut_short(kind, kept):
 def test_decode_refuses_what_is_no_image(encoded):
     with pytest.raises(UserError, match=f"received {len(encoded)} bytes"):
         transforms.decode(encoded)
+
+
+def test_decode_refuses_floating_point_grey():
+    encoded = cv2.imencode(".pfm", smooth(4, 5)[..., 0].astype(np.float32))[1].tobytes()
+    with pytest.raises(UserError, match="cannot be decoded"):
+        transforms.decode(encoded)
+
+
+def test_every_suffix_is_that_of_an_image_decoded_here():
+    written = {
+        ".jfif": WHOLE["rgb jpeg"], ".j2k": WHOLE["j2k"], ".apng": WHOLE["animated png"],
+    }
+    for suffix in transforms.SUFFIXES:
+        if suffix not in written:
+            assert cv2.haveImageWriter("x" + suffix), suffix
+    for encoded in written.values():
+        assert transforms.decode(encoded).shape == (40, 50, 3)
+
+
+def test_odd_images_print_nothing(capfd):
+    transforms.decode(cv2.imencode(".tif", np.zeros((4, 5, 4), np.uint8))[1].tobytes())
+    with pytest.raises(UserError):
+        transforms.decode(WHOLE["gif"][:100])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_decode_refuses_a_damaged_png():
@@ -188,12 +245,13 @@ def test_validation_squashes_to_256_and_crops_224():
     image = smooth(300, 500)
     square = Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR)
     expected = np.asarray(square)[16:240, 16:240]
-    np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, 224), expected)
+    np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, 256, 224), expected)
 
 
 @pytest.mark.parametrize(("size", "square"), [(224, 256), (64, 73), (32, 37), (112, 128)])
 def test_validation_only_crops_what_has_the_size(size, square):
     image = np.random.default_rng(3).integers(0, 256, (square, square, 3), np.uint8)
+    assert transforms.square_for(size) == square
     start = (square - size) // 2
     expected = image[start : start + size, start : start + size]
-    np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, size), expected)
+    np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, square, size), expected)
