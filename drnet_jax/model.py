@@ -129,7 +129,8 @@ class Model:
         )
         classes = by_class(found.table, found.routed, self.costs, self.classes)
         header = {"checkpoint": self.meta.step, "stage": self.meta.stage, "seed": self.config.seed}
-        return dataclasses.replace(found, report=header | found.report | {"classes": classes})
+        footer = {"classes": classes, "notes": list(source.notes)}
+        return dataclasses.replace(found, report=header | found.report | footer)
 
     def _batches(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
         return eval_batches(

@@ -55,6 +55,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         wanted = model.budget if budget.value is None else budget.value * GIGA
         model.costs.check_budget(wanted)
         source = open_source(model.config.data, training=False, classes=model.classes)
+        if jax.process_index() == 0:
+            print(*source.notes, sep="\n", end="\n" * bool(source.notes), flush=True)
         found = model.measure(source, wanted)
         if jax.process_index() == 0:
             print(f"checkpoint {model.meta.step} ({model.meta.stage}) of {workdir.value}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from absl import flags
 
 from drnet_jax.config import GIGA
-from drnet_jax.data.transforms import SUFFIXES
+from drnet_jax.data import transforms
 from drnet_jax.errors import UserError
 from drnet_jax.model import Answer, load
 
@@ -34,7 +34,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
     def command(images: list[str]) -> None:
         if not images:
             raise UserError("expected images or folders of them, received none; see --help")
-        paths = [path for image in images for path in found(image)]
+        paths = [path for image in images for path in images_below(image)]
         model = load(workdir.value, checkpoint.value)
         answers = model.predict(
             paths, None if budget.value is None else budget.value * GIGA, skip_errors=True
@@ -49,18 +49,22 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
     return command
 
 
-def found(path: str) -> Iterator[str]:
-    """The images below a folder, in order of their names; a file, whatever it is, is itself."""
+def images_below(path: str) -> list[str]:
+    """The images below a folder, in order of their names; a file, whatever it is, is itself.
+
+    Tells on stderr how many other files a folder holds; raises UserError if it holds no image.
+    """
     if not os.path.isdir(path):
-        yield path
-        return
-    names = sorted(
-        os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        return [path]
+    files = sorted(
+        os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
     )
-    if not names:
+    images = [name for name in files if name.lower().endswith(transforms.SUFFIXES)]
+    if not images:
         raise UserError(f"{path}: expected images in this folder, found none")
-    yield from names
+    if others := len(files) - len(images):
+        print(f"{path}: passed over {others} files that are no image", file=sys.stderr)
+    return images
 
 
 def write_json(answers: Iterator[Answer]) -> int:
