@@ -1,4 +1,7 @@
-"""Networks by name: a literal dict, or "package.module:factory" for one of the user's own."""
+"""Networks by name: a literal dict, or "package.module:factory" for one of the user's own.
+
+Axis letters are those of `drnet_jax.buckets`.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from flax import linen as nn
 
 from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
-from drnet_jax.models.check import build, check, gist
+from drnet_jax.models.check import call_factory, check_network, gist
 from drnet_jax.models.convnet import ConvNet
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
@@ -32,7 +35,7 @@ def build_classifier(
         classifier: its name and its width, a multiplier of the published numbers of channels.
         classes: C.
         dtype: of its convolutions, "float32" or "bfloat16".
-        sizes: H and W of the images that it is to see, for `check`; none to leave that out.
+        sizes: H and W of the images that it is to see, for `check_network`; none to leave that out.
 
     Raises:
         UserError: if `classifier.name` names no network, or one that will not do.
@@ -57,12 +60,12 @@ def _build(
 ) -> nn.Module:
     factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
     address = f"config.{key}: {wanted.name!r}"
-    network = build(
+    network = call_factory(
         factory, address, width=wanted.width, classes=classes, norm=BatchNorm,
         dtype=jnp.dtype(dtype),
     )
     if sizes:
-        check(network, address, classes, sizes, masked)
+        check_network(network, address, classes, sizes, masked)
     return network
 
 

@@ -29,7 +29,7 @@ CALL = "__call__(self, x, train, mask=None)"
 FACTORY = "factory(width=..., classes=..., norm=..., dtype=...)"
 
 
-def build(factory: Any, address: str, **arguments: Any) -> nn.Module:
+def call_factory(factory: Any, address: str, **arguments: Any) -> nn.Module:
     """What a factory returns for `arguments`.
 
     Args:
@@ -63,7 +63,7 @@ def build(factory: Any, address: str, **arguments: Any) -> nn.Module:
     return network
 
 
-def check(
+def check_network(
     network: nn.Module, address: str, classes: int, sizes: tuple[int, ...], masked: bool
 ) -> None:
     """Traces a network in evaluation at every size, and in training at the smallest.
@@ -72,7 +72,7 @@ def check(
 
     Args:
         network: to be called as `network(images, train, mask)`, images float32 [S, H, W, 3].
-        address: how messages name it, see `build`.
+        address: how messages name it, see `call_factory`.
         classes: C, the length of its answers [S, C].
         sizes: H and W in pixels, of all images that it will see.
         masked: whether it will be trained on batches with padded rows.
@@ -85,13 +85,13 @@ def check(
     try:
         hash(network)
     except TypeError:  # a field of it has no hash
-        _check.__wrapped__(network, address, classes, sizes, masked)
+        _checked.__wrapped__(network, address, classes, sizes, masked)
     else:
-        _check(network, address, classes, sizes, masked)
+        _checked(network, address, classes, sizes, masked)
 
 
 @functools.lru_cache(maxsize=32)
-def _check(
+def _checked(
     network: nn.Module, address: str, classes: int, sizes: tuple[int, ...], masked: bool
 ) -> None:
     try:
