@@ -10,7 +10,12 @@ import pytest
 
 from drnet_jax.devices import Programs
 from drnet_jax.drnet import DRNet
-from drnet_jax.inference.engine import classify_program, scores_program
+from drnet_jax.inference.engine import (
+    append_program,
+    choose_program,
+    classify_program,
+    score_program,
+)
 from drnet_jax.ops import traced_for
 from drnet_jax.resolutions import only
 from drnet_jax.train.objectives import OutcomeObjective
@@ -60,11 +65,17 @@ def programs(which):
         return list(step.all_programs(state, BATCH, KEY, [[4], [8]]))
     trees = state.params, state.batch_stats
     predictor = [{"predictor": tree["predictor"]} for tree in trees]
+    images, costs, price, slots = BATCH["image"], *(
+        jax.ShapeDtypeStruct(shape, kind)
+        for shape, kind in (((2,), np.float32), ((), np.float32), ((8,), np.int32))
+    )
     return [
-        (scores_program(drnet, mesh, 8), (*predictor, BATCH["image"])),
+        (score_program(drnet, mesh, 8), (*predictor, images)),
+        (choose_program(drnet, mesh, 8), (*predictor, images, costs, price)),
+        (append_program(mesh, 8), (images, images, slots)),
         *(
             (classify_program(drnet, mesh, index, 8),
-             (*(only(tree, key) for tree in trees), BATCH["image"]))
+             (*(only(tree, key) for tree in trees), images))
             for index, key in enumerate(drnet.norm_keys)
         ),
     ]
@@ -86,7 +97,7 @@ def lowered(which, names, *platforms):
 @pytest.mark.parametrize(("which", "names"), OWN.items())
 def test_every_program_lowers_without_what_accelerators_lack(which, names):
     texts = lowered(which, names, "tpu", "cuda")
-    assert len(texts) == {"pretrain": 4, "inference": 3}.get(which, names.count("|") + 1)
+    assert len(texts) == {"pretrain": 4, "inference": 5}.get(which, names.count("|") + 1)
     for name, text in texts.items():
         assert "callback" not in text, name  # to Python, which has to be waited for
         assert not re.search(r"\bf64\b|xf64>", text), name  # which TPUs lack
