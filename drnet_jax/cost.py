@@ -1,18 +1,19 @@
 """Cost: parameters, and multiply-adds of one image at each resolution, worked out, not measured.
 
 What the paper calls FLOPs are multiply-adds. A network is traced once, on shapes alone, and every
-convolution and matrix product in the trace is booked to the module that made it, whatever the
-module's class. An output element costs one multiply-add for every kernel tap and input channel of
-its group; taps that fall on padding count in full, as in the common counters. Nothing else counts:
-no normalisation, activation, pooling or resizing.
+convolution and matrix product in the trace is booked to the module that made it, whatever its
+class. An output element costs one multiply-add for every kernel tap and input channel of its group;
+taps on padding count in full, as in the common counters, those on the zeros that a transposed
+convolution inserts do not. Nothing else counts: no normalisation, activation, pooling or resizing.
+Operations that hold products of unknown number are listed as uncounted.
 """
 
 import dataclasses
 import math
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from drnet_jax.config import GIGA, Config
 from drnet_jax.drnet import DRNet
@@ -30,6 +31,28 @@ from drnet_jax.resolutions import split
 
 # A training step counts as three forward passes: forward, and two products per layer back.
 TRAINING_PASSES = 3
+
+# Kernels and code from elsewhere, factorisations, Fourier transforms: their shapes do not tell.
+UNCOUNTED = frozenset((
+    "buffer_callback", "call_exported", "cholesky", "cholesky_update", "cudnn_fusion",
+    "dot_product_attention_fp8_fwd_wrapper", "dot_product_attention_fwd_wrapper", "eig", "eigh",
+    "ffi_call", "fft", "geqp3", "geqrf", "hessenberg", "householder_product", "io_callback", "lu",
+    "ormqr", "pallas_call", "pure_callback", "qr", "ragged_dot_general", "scaled_dot",
+    "scaled_matmul_wrapper", "schur", "svd", "symmetric_product", "tpu_custom_call",
+    "triangular_solve", "tridiagonal", "tridiagonal_solve",
+))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A module that owns parameters or makes products, at one resolution, for one image."""
+
+    path: str  # "stage1_block1/conv2"; "" is the network itself
+    kind: str  # the module's class
+    output: tuple[int, ...]  # shape, without the batch axis
+    parameters: int  # its own, without those of its submodules
+    multiply_adds: int
+    uncounted: tuple[str, ...] = ()  # operations of it whose products are not known, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +76,17 @@ class Costs:
     classifier: tuple[int, ...]  # [R], multiply-adds at each resolution
     predictor: int  # multiply-adds at the size at which the predictor sees the image
     parameters: Parameters
+    layers: Mapping[str, Mapping[int, Sequence[Layer]]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False)  # of "classifier" and "predictor", by size
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """What `multiply_adds` leave out, such as "fft in module 'mix' of the classifier"."""
+        return tuple(dict.fromkeys(
+            f"{name} in module {layer.path!r} of the {network}"
+            for network, by_size in self.layers.items() for layers in by_size.values()
+            for layer in layers for name in layer.uncounted
+        ))
 
     @property
     def array(self) -> np.ndarray:
@@ -61,14 +95,14 @@ class Costs:
 
     def can_cost(self, budget: float) -> bool:
         """Whether routing, the predictor included, can cost `budget` multiply-adds on average."""
-        # A hair more on both sides, so that the ends as the message prints them will do.
-        low, high = min(self.classifier), max(self.classifier)
-        return 0.999 * (self.predictor + low) <= budget <= 1.001 * (self.predictor + high)
+        low, high = (self.predictor + end(self.classifier) for end in (min, max))
+        # A hair more on both sides, so that the ends as `check_budget` prints them will do.
+        return 0.999 * low <= budget <= 1.001 * high
 
     def check_budget(self, budget: float) -> None:
         """Raises UserError unless `budget` is 0, for none, or routing `can_cost` it."""
-        low, high = (self.predictor + end for end in (min(self.classifier), max(self.classifier)))
         if budget and not self.can_cost(budget):
+            low, high = (self.predictor + end(self.classifier) for end in (min, max))
             raise UserError(
                 f"config.budget (or --budget): expected {low / GIGA:.4g} (the predictor, and "
                 f"{min(self.resolutions)} px for all) to {high / GIGA:.4g} (the predictor, and "
@@ -88,11 +122,8 @@ class Costs:
             UserError: if `mix` is not R shares that sum to 1 within 0.001.
         """
         # A hair more than 0.001, so that 0.333 three times will do.
-        if (
-            len(mix) != len(self.resolutions)
-            or not all(share >= 0 for share in mix)
-            or not abs(sum(mix) - 1) < 1.001e-3
-        ):
+        shares = all(share >= 0 for share in mix) and abs(sum(mix) - 1) < 1.001e-3
+        if len(mix) != len(self.resolutions) or not shares:
             raise UserError(
                 f"mix: expected {len(self.resolutions)} shares, one for each resolution "
                 f"{self.resolutions}, none negative and 1 in sum, received {tuple(mix)}"
@@ -109,36 +140,33 @@ def model_costs(config: Config, classes: int) -> Costs:
         classes: of the classifier; `config.classifier.classes` may leave them to the data set.
 
     Raises:
-        UserError: if a network is unknown or cannot be counted (see `layer_costs`).
+        UserError: if a network is unknown, will not do (see `models.check`), cannot be counted (see
+            `layer_costs`), or costs no less at the smallest resolution than at the largest.
     """
     drnet = DRNet.from_config(config, classes)
-    classifier, predictor = drnet.classifier, drnet.predictor
-    resolutions = config.resolutions
-    layers = [layer_costs(classifier, resolution) for resolution in resolutions]
-    router = layer_costs(predictor, config.predictor.resolution)
-    _, norms, _ = split(variable_shapes(classifier, resolutions[0]))
-    extra_sets = len(set(drnet.norm_keys)) - 1
+    sizes, shapes = drnet.resolutions, variable_shapes(drnet.classifier, min(drnet.resolutions))
+    by_size = {size: layer_costs(drnet.classifier, size, shapes) for size in sizes}
+    predictor = layer_costs(drnet.predictor, drnet.predictor_resolution)
+    classifier = tuple(map(multiply_adds, by_size.values()))
+    if len(sizes) > 1 and classifier[0] <= classifier[-1]:
+        raise UserError(
+            f"config.classifier.name: {config.classifier.name!r}: expected less work at "
+            f"{sizes[-1]} than at {sizes[0]} px, received {classifier[-1]} and {classifier[0]} "
+            "multiply-adds; let it work on images as large as they come"
+        )
+    _, norms, _ = split(shapes)
     return Costs(
-        resolutions=resolutions,
-        classifier=tuple(map(multiply_adds, layers)),
-        predictor=multiply_adds(router),
+        resolutions=sizes,
+        classifier=classifier,
+        predictor=multiply_adds(predictor),
         parameters=Parameters(
-            classifier=parameters(layers[0]),
-            predictor=parameters(router),
-            extra_norms=extra_sets * sum(leaf.size for leaf in jax.tree.leaves(norms)),
+            classifier=parameters(by_size[sizes[0]]),
+            predictor=parameters(predictor),
+            extra_norms=(len(set(drnet.norm_keys)) - 1)
+            * sum(leaf.size for leaf in jax.tree.leaves(norms)),
         ),
+        layers={"classifier": by_size, "predictor": {drnet.predictor_resolution: predictor}},
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A module that owns parameters or makes products, at one resolution, for one image."""
-
-    path: str  # "stage1_block1/conv2"; "" is the network itself
-    kind: str  # the module's class
-    output: tuple[int, ...]  # shape, without the batch axis
-    parameters: int  # its own, without those of its submodules
-    multiply_adds: int
 
 
 def multiply_adds(layers: Sequence[Layer]) -> int:
@@ -149,28 +177,33 @@ def parameters(layers: Sequence[Layer]) -> int:
     return sum(layer.parameters for layer in layers)
 
 
-def layer_costs(network: nn.Module, resolution: int) -> tuple[Layer, ...]:
+def layer_costs(network: nn.Module, resolution: int, variables: Any = None) -> tuple[Layer, ...]:
     """The layers of a network, in the order in which they are first called.
 
     Args:
         network: called as `network(images, train)` with images [1, H, W, 3] and train False.
         resolution: H and W in pixels.
+        variables: their shapes, where they are known.
 
     Raises:
         UserError: if there are products inside a `while` or `cond`: their number depends on data.
     """
-    variables = variable_shapes(network, resolution)
+    variables = variables or variable_shapes(network, resolution)
     jaxpr, called = _trace(network, variables, resolution)
-    products = Counter()
+    products, uncounted = Counter(), defaultdict(dict)
     for path, count in _products(jaxpr, "", 1):
-        products[path] += count
+        if isinstance(count, str):
+            uncounted[path][count] = None
+        else:
+            products[path] += count
     sizes = Counter()
     for path, leaf in traverse_util.flatten_dict(variables.get("params", {}), sep="/").items():
         sizes[path.rpartition("/")[0]] += leaf.size
     return tuple(
-        Layer(path, *called.get(path, ("", ())), sizes[path], products[path])
-        for path in dict.fromkeys([*called, *sizes, *products])
-        if sizes[path] or products[path]
+        Layer(path, *called.get(path, ("", ())), sizes[path], products[path],
+              tuple(uncounted.get(path, ())))
+        for path in dict.fromkeys([*called, *sizes, *products, *uncounted])
+        if sizes[path] or products[path] or path in uncounted
     )
 
 
@@ -211,30 +244,34 @@ def _trace(
     return jax.make_jaxpr(forward)(variables, _images(resolution)).jaxpr, called
 
 
-def _products(jaxpr: Jaxpr, caller: str, times: int) -> Iterator[tuple[str, int]]:
-    """Yields (module's path, multiply-adds) of each convolution and matrix product.
+def _products(jaxpr: Jaxpr, caller: str, times: int) -> Iterator[tuple[str, int | str]]:
+    """Yields (module's path, multiply-adds, or the operation's name where they are not known).
 
     Args:
         jaxpr: the operations.
         caller: the module that those without a mark of their own belong to.
         times: how often the operations are run.
     """
+    def is_jaxpr(value: Any) -> bool:
+        return isinstance(value, (Jaxpr, ClosedJaxpr))
+
     for equation in jaxpr.eqns:
         marks = re.findall(r"module<(.*?)>", str(equation.source_info.name_stack))
         path = marks[-1].replace("|", "/") if marks else caller
         name, options = equation.primitive.name, equation.params
+        if name in UNCOUNTED:
+            yield path, name
+            continue  # what a kernel repeats, the operations within it do not say
         if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            features = kernel.shape[options["dimension_numbers"].rhs_spec[0]]
-            yield path, times * equation.outvars[0].aval.size * kernel.size // features
+            yield path, times * _of_convolution(equation)
         elif name == "dot_general":
             (contracted, _), _ = options["dimension_numbers"]
             depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             yield path, times * equation.outvars[0].aval.size * depth
         runs = times * options["length"] if name == "scan" else times
         # jit, remat, custom_jvp, scan and others carry the operations they run as options.
-        for option in jax.tree.leaves(list(options.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(option):
+        for option in jax.tree.leaves(list(options.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(option):
                 inner = list(_products(getattr(option, "jaxpr", option), path, runs))
                 if inner and name in ("while", "cond"):
                     raise UserError(
@@ -244,8 +281,17 @@ def _products(jaxpr: Jaxpr, caller: str, times: int) -> Iterator[tuple[str, int]
                 yield from inner
 
 
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
+def _of_convolution(equation: JaxprEqn) -> int:
+    """Along an axis every output meets every tap; between inserted zeros, every input does."""
+    image, kernel = (variable.aval for variable in equation.invars)
+    output, options = equation.outvars[0].aval, equation.params
+    axes = options["dimension_numbers"]
+    meetings = output.size * kernel.size // kernel.shape[axes.rhs_spec[0]]
+    for at, dilation in enumerate(options["lhs_dilation"]):
+        if dilation > 1:
+            inputs, stride = image.shape[axes.lhs_spec[at + 2]], options["window_strides"][at]
+            meetings = meetings // output.shape[axes.out_spec[at + 2]] * inputs // stride
+    return meetings
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The two networks of a DRNet and how their parameters are kept."""
+"""DRNet: a classifier and a predictor, and how their parameters are kept.
+
+Axis letters are those of `drnet_jax.buckets`.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,14 +31,24 @@ class DRNet:
 
     @classmethod
     def from_config(cls, config: Config, classes: int) -> "DRNet":
-        """Builds the networks; raises UserError if the config names none."""
+        """Builds and checks the networks, on shapes alone.
+
+        Args:
+            config: of which networks and resolutions matter.
+            classes: C; `config.classifier.classes` may leave them to the data set.
+
+        Raises:
+            UserError: if the config names no network, or one that cannot be trained and routed
+                here (see `models.check`).
+        """
         classifier, sizes = config.classifier, config.resolutions
+        seen = config.predictor.resolution
         return cls(
-            classifier=models.build_classifier(classifier, classes, config.dtype),
-            predictor=models.build_predictor(config.predictor, len(sizes), config.dtype),
+            classifier=models.build_classifier(classifier, classes, config.dtype, sizes),
+            predictor=models.build_predictor(config.predictor, len(sizes), config.dtype, (seen,)),
             resolutions=sizes,
             norm_keys=resolutions.norm_keys(sizes, classifier.resolution_aware_norm),
-            predictor_resolution=config.predictor.resolution,
+            predictor_resolution=seen,
             scores=routing.SCORES[config.router.objective],
         )
 
@@ -59,7 +72,7 @@ class DRNet:
 
     def classify(
         self, index: int, params: Tree, batch_stats: Tree, batch: jax.Array,
-        train: bool = False, mask: jax.Array | None = None,
+        train: bool = False, mask: jax.Array | None = None, key: jax.Array | None = None,
     ) -> tuple[jax.Array, Tree]:
         """Resizes a batch to one candidate resolution and classifies it.
 
@@ -69,22 +82,27 @@ class DRNet:
             batch_stats: with `norms`.
             batch: uint8 [S, H, W, 3] at the base size.
             train: whether to normalise by the batch.
-            mask: bool [S], the real rows.
+            mask: bool [S], the real rows; None counts all.
+            key: for dropout in training; networks without any need none.
 
         Returns:
             float32 logits [S, C] and the BatchNorm moments of a training pass (else {}).
         """
         variables = resolutions.plain_variables(params, batch_stats, self.norm_keys[index])
         view = images.view(batch, self.resolutions[index])
-        return _apply(self.classifier, variables, view, train, mask)
+        return _apply(self.classifier, variables, view, train, mask, key)
 
     def score(
-        self, params: Tree, batch_stats: Tree, batch: jax.Array, train: bool = False
+        self, params: Tree, batch_stats: Tree, batch: jax.Array, train: bool = False,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Tree]:
-        """The predictor's float32 logits [B, R] (Eq. 1) for uint8 [B, H, W, 3], and its moments."""
+        """The predictor's float32 logits [B, R] (Eq. 1) for uint8 [B, H, W, 3], and its moments.
+
+        `train` and `key` are as of `classify`.
+        """
         variables = {"params": params["predictor"], "batch_stats": batch_stats["predictor"]}
         view = images.view(batch, self.predictor_resolution)
-        return _apply(self.predictor, variables, view, train, None)
+        return _apply(self.predictor, variables, view, train, None, key)
 
 
 def _init(network: nn.Module, key: jax.Array, size: int) -> Tree:
@@ -92,9 +110,11 @@ def _init(network: nn.Module, key: jax.Array, size: int) -> Tree:
 
 
 def _apply(
-    network: nn.Module, variables: Tree, view: jax.Array, train: bool, mask: jax.Array | None
+    network: nn.Module, variables: Tree, view: jax.Array, train: bool, mask: jax.Array | None,
+    key: jax.Array | None,
 ) -> tuple[jax.Array, Tree]:
     if not train:
         return network.apply(variables, view, False, mask).astype(jnp.float32), {}
-    logits, mutated = network.apply(variables, view, True, mask, mutable=[MOMENTS])
+    rngs = None if key is None else {"dropout": key}
+    logits, mutated = network.apply(variables, view, True, mask, mutable=[MOMENTS], rngs=rngs)
     return logits.astype(jnp.float32), mutated.get(MOMENTS, {})

@@ -1,8 +1,9 @@
-"""Operations: convolution, pooling and resize, each as it is defined and as CPUs run it fastest.
+"""Operations: convolution, pooling, sums and resize, as defined and as CPUs run them fastest.
 
 What decides on the form is the devices that a program is traced *for*: a mesh of TPUs described on
 a host without any gets the forms that TPUs are to run. Accelerators get every operation as it is
-defined, which is the form that their compilers know how to fuse.
+defined, which is the form that their compilers know how to fuse. docs/cpu.md has what was measured
+of the forms for CPUs. Axis letters are those of `drnet_jax.buckets`.
 """
 
 import functools
@@ -35,7 +36,7 @@ def plain_forms() -> AbstractContextManager[None]:
     return _platform("none")
 
 
-def on_cpu() -> bool:
+def _on_cpu() -> bool:
     """Whether to trace the form made for CPUs."""
     return (_platform.value or jax.default_backend()) == "cpu"
 
@@ -43,7 +44,7 @@ def on_cpu() -> bool:
 def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolves x [S, H, W, in] with kernel [k, k, in, out], k odd, padding (k-1)//2."""
     size, features = kernel.shape[0], kernel.shape[-1]
-    if on_cpu():
+    if _on_cpu():
         edge = -(-min(x.shape[1:3]) // stride)
         # XLA CPU is slow at the weight gradient of 1x1 convolutions, which matrix products have
         # not; at maps smaller than the kernel, which it convolves by naive loops; and from 512
@@ -92,7 +93,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     On CPU equal maxima share their gradient; elsewhere the first takes it. After a ReLU, which
     stops the gradient of equal zeros, that makes no difference.
     """
-    if on_cpu():
+    if _on_cpu():
         # Down the rows, then the columns: XLA CPU is slow at windows, backwards above all.
         return _max_of_three(_max_of_three(x, 1), 2)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -119,6 +120,37 @@ def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
     return jnp.maximum(jnp.maximum(first, second), third)
 
 
+def rows_of_channels(
+    x: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """x [S, ..., C] and the mask [S] of its rows, with the axes that sums over all but C like best.
+
+    On CPU x is [S * ..., C], and the mask has an entry for each of its rows; elsewhere nothing
+    changes.
+    """
+    if not _on_cpu():
+        return x, mask
+    # XLA CPU sums over one leading axis several times faster than over three.
+    x = x.reshape(-1, x.shape[-1])
+    return x, None if mask is None else jnp.repeat(mask, x.shape[0] // mask.shape[0])
+
+
+def shift_of_sums(
+    x: jax.Array, mask: jax.Array | None, count: jax.Array, running_mean: jax.Array
+) -> jax.Array:
+    """What the values of x [N, ..., C] are summed about: near their mean, float32 [C].
+
+    On CPU a value of x itself, of a row where `mask` [N] is true: a good shift from the first step
+    on. Elsewhere, and where no value counts, `running_mean`: a shift that depended on x would keep
+    the sums from being fused into the convolution that makes x.
+    """
+    if not _on_cpu():
+        return running_mean
+    first = 0 if mask is None else jnp.argmax(mask)
+    value = x[first].reshape(-1, x.shape[-1])[0].astype(jnp.float32)
+    return jax.lax.stop_gradient(jnp.where(count > 0, value, running_mean))
+
+
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
 
@@ -128,7 +160,7 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     if (height, width) == (size, size):
         return images.astype(jnp.float32)
     rows, columns = _weights(height, size), _weights(width, size)
-    if on_cpu():
+    if _on_cpu():
         return _resize_on_cpu(images, rows, columns)
     # A weight matrix for all channels at once moves more bytes, and has products for which jax
     # 0.10.1 finds no tiles on GPUs.

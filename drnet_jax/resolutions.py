@@ -1,4 +1,4 @@
-"""Per-resolution collections: one set of shared weights, one set of norms per resolution.
+"""Resolutions: one set of shared weights, and one set of norms for each.
 
     params      = {"predictor": tree, "shared": tree, "norms": {"224": tree, "112": tree}}
     batch_stats = {"predictor": tree,                 "norms": {"224": tree, "112": tree}}

@@ -27,14 +27,14 @@ case $JAX_PLATFORMS in
     ;;
   *)
     # On the CPU a step spends more time on fresh memory pages than on some of its arithmetic: glibc
-    # hands large freed blocks back to the kernel, which zeroes them again page by page. Huge pages
-    # and blocks that stay with the process took a ResNet-50 step at 224 pixels from 2.13 to 1.61 s
-    # on two cores. Other C libraries ignore these variables.
+    # hands large freed blocks back to the kernel, which zeroes them again page by page. Hence huge
+    # pages, and blocks that stay with the process (docs/cpu.md has what they are worth). Other C
+    # libraries ignore these variables.
     export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
     export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-8589934592}
     export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-17179869184}
-    # One arena: else what one of XLA's threads frees, another cannot take, and a step asks the
-    # kernel for a GB of new pages (0.3 s of system time; with one arena none).
+    # One arena: else what one of XLA's threads frees, another cannot take, and every step asks the
+    # kernel for new pages.
     export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
     ;;
 esac

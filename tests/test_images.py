@@ -1,3 +1,5 @@
+"""Images: the resize against Pillow's, and normalisation by hand."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""BatchNorm: tables worked by hand, padding, PyTorch's statistics, and sums that cancel."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_network_of_your_own(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n([^`]*class SmallNet.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) < 25
     (tmp_path / "my_networks.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

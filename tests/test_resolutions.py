@@ -1,3 +1,5 @@
+"""Resolutions: what is shared and what each has of its own."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

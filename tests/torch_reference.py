@@ -1,4 +1,4 @@
-"""Flax variables as a PyTorch state dict of `drnet_jax.torch_baseline.ResNet`, and back."""
+"""State dicts: flax variables as those of `drnet_jax.benchmark.torch_baseline.ResNet`."""
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ def to_state_dict(tree) -> dict[str, torch.Tensor]:
     return state
 
 
-def torch_twin(variables, name: str, classes: int, width: int) -> ResNet:
+def torch_twin(variables, name: str, classes: int, channels: int) -> ResNet:
     """The PyTorch network that computes what the flax one does with `variables`."""
-    net = ResNet(name, classes, width).to(memory_format=torch.channels_last)
+    net = ResNet(name, classes, channels).to(memory_format=torch.channels_last)
     state = to_state_dict(variables["params"]) | to_state_dict(variables["batch_stats"])
     missing, unexpected = net.load_state_dict(state, strict=False)
     assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)

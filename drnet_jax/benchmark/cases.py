@@ -60,10 +60,10 @@ class ForcedStep(Step):
     def route(
         self, state: TrainState, batch: Tree, key: jax.Array
     ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
-        _, noise, sums, counts = super().route(state, batch, key)
+        routed, noise, sums, counts = super().route(state, batch, key)
         jax.block_until_ready(counts)
         plan, counts = self.deal_out(next(self.choices).tobytes())
-        return plan, noise, sums, counts
+        return plan.replace(key=routed.key), noise, sums, counts
 
     @functools.cached_property
     def deal_out(self) -> Callable[[bytes], tuple[Plan, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The same ResNets in plain PyTorch: the yardstick of the tests and of `benchmark --torch`.
+"""ResNets in plain PyTorch: the yardstick of the tests and of `benchmark --torch`.
 
 Nothing else imports this module, so that PyTorch stays an optional dependency. Modules carry the
 names of their counterparts in `drnet_jax.models.resnet`.
@@ -49,26 +49,26 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [B, 3, H, W] -> logits [B, classes]; `name` is a key of LAYOUTS.
+    """Images [B, 3, H, W] -> logits [B, C]; `name` is a key of LAYOUTS.
 
-    For channels-last kernels: `ResNet(...).to(memory_format=torch.channels_last)`, and the images
-    likewise.
+    Its first stage has so many `channels`, 64 as published. For channels-last kernels:
+    `ResNet(...).to(memory_format=torch.channels_last)`, and the images likewise.
     """
 
-    def __init__(self, name: str, classes: int, width: int = 64):
+    def __init__(self, name: str, classes: int, channels: int = 64):
         super().__init__()
         blocks, bottleneck = LAYOUTS[name]
-        self.stem_conv, self.stem_norm = conv(3, width, 7, 2), nn.BatchNorm2d(width)
+        self.stem_conv, self.stem_norm = conv(3, channels, 7, 2), nn.BatchNorm2d(channels)
         self.stages = []
-        channels = width
+        inputs = channels
         for stage, count in enumerate(blocks):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                block = Block(channels, width * 2**stage, stride, bottleneck)
+                block = Block(inputs, channels * 2**stage, stride, bottleneck)
                 self.add_module(f"stage{stage + 1}_block{index + 1}", block)
                 self.stages.append(block)
-                channels = block.outputs
-        self.head = nn.Linear(channels, classes)
+                inputs = block.outputs
+        self.head = nn.Linear(inputs, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.stem_norm(self.stem_conv(x)))

@@ -1,15 +1,14 @@
-"""What a model costs: drnet cost --config configs/imagenet_resnet50.py --mix 0.2,0.3,0.5."""
+"""Costs of a model: drnet cost --config configs/imagenet_resnet50.py --mix 0.2,0.3,0.5."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
 from drnet_jax.commands.shared import define_config, define_mix, with_classes
 from drnet_jax.config import Config
-from drnet_jax.cost import Layer, layer_costs, model_costs
-from drnet_jax.drnet import DRNet
+from drnet_jax.cost import Layer, model_costs
 from drnet_jax.formatting import short, table
 
 
@@ -61,7 +60,8 @@ def text_report(config: Config, mix: Sequence[float] | None, layers: bool) -> st
             ("with the predictor", short(whole), f"{whole / base:.3f}"),
         ]))
     if layers:
-        sections += [_layer_table(*named) for named in _layers(config)]
+        sections += [_layer_table(*named) for named in costs.layers.items()]
+    sections += [f"uncounted: {operation}" for operation in costs.uncounted]
     sections.append(
         "Multiply-adds are not time: to measure that on your device, run\n"
         "python -m drnet_jax.benchmark"
@@ -79,6 +79,7 @@ def json_report(config: Config, mix: Sequence[float] | None) -> str:
             "classifier": dict(zip(costs.resolutions, costs.classifier, strict=True)),
             "predictor": costs.predictor,
         },
+        "uncounted": costs.uncounted,
         "parameters": dataclasses.asdict(costs.parameters) | {"total": costs.parameters.total},
         "mean": None if mix is None else {
             "mix": list(mix),
@@ -86,24 +87,14 @@ def json_report(config: Config, mix: Sequence[float] | None) -> str:
             "with_predictor": costs.mean(mix, True),
         },
         "layers": {
-            name: {size: [dataclasses.asdict(layer) for layer in found]
-                   for size, found in by_size.items()}
-            for name, by_size in _layers(config)
+            name: {size: [dataclasses.asdict(layer) for layer in layers]
+                   for size, layers in by_size.items()}
+            for name, by_size in costs.layers.items()
         },
     }, indent=2)
 
 
-def _layers(config: Config) -> list[tuple[str, dict[int, tuple[Layer, ...]]]]:
-    drnet = DRNet.from_config(config, config.classifier.classes)
-    classifier, predictor = drnet.classifier, drnet.predictor
-    sizes, seen = config.resolutions, config.predictor.resolution
-    return [
-        ("classifier", {size: layer_costs(classifier, size) for size in sizes}),
-        ("predictor", {seen: layer_costs(predictor, seen)}),
-    ]
-
-
-def _layer_table(name: str, by_size: dict[int, tuple[Layer, ...]]) -> str:
+def _layer_table(name: str, by_size: Mapping[int, Sequence[Layer]]) -> str:
     largest = max(by_size)
     rows = [
         (layers[0].path or "(network)", layers[0].kind, "x".join(map(str, layers[0].output)),

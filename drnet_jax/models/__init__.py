@@ -1,4 +1,7 @@
-"""Networks by name: a literal dict, or "package.module:factory" for one of the user's own."""
+"""Networks by name: a literal dict, or "package.module:factory" for one of the user's own.
+
+Axis letters are those of `drnet_jax.buckets`.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -9,6 +12,7 @@ from flax import linen as nn
 
 from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
+from drnet_jax.models.check import call_factory, check_network, gist
 from drnet_jax.models.convnet import ConvNet
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
@@ -22,35 +26,55 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_classifier(classifier: Classifier, classes: int, dtype: str) -> nn.Module:
-    """The classifier: images [S, H, W, 3] -> float32 logits [S, classes].
+def build_classifier(
+    classifier: Classifier, classes: int, dtype: str, sizes: tuple[int, ...] = ()
+) -> nn.Module:
+    """The classifier: images [S, H, W, 3] -> float32 logits [S, C].
+
+    Args:
+        classifier: its name and its width, a multiplier of the published numbers of channels.
+        classes: C.
+        dtype: of its convolutions, "float32" or "bfloat16".
+        sizes: H and W of the images that it is to see, for `check_network`; none to leave that out.
 
     Raises:
-        UserError: if `classifier.name` names no network.
+        UserError: if `classifier.name` names no network, or one that will not do.
     """
-    return _build(classifier.name, "classifier.name", classifier.width, classes, dtype)
+    return _build(classifier, "classifier.name", classes, dtype, sizes, masked=True)
 
 
-def build_predictor(predictor: Predictor, resolutions: int, dtype: str) -> nn.Module:
-    """The predictor: images [B, H, W, 3] -> float32 logits [B, resolutions] (Eq. 1).
+def build_predictor(
+    predictor: Predictor, resolutions: int, dtype: str, sizes: tuple[int, ...] = ()
+) -> nn.Module:
+    """The predictor: images [B, H, W, 3] -> float32 logits [B, R] (Eq. 1); as `build_classifier`.
 
-    Raises:
-        UserError: if `predictor.name` names no network.
+    Args:
+        resolutions: R.
     """
-    return _build(predictor.name, "predictor.name", predictor.width, resolutions, dtype)
+    return _build(predictor, "predictor.name", resolutions, dtype, sizes, masked=False)
 
 
-def _build(name: str, key: str, width: float, classes: int, dtype: str) -> nn.Module:
-    factory = NETWORKS.get(name) or _load(name, key)
-    return factory(width=width, classes=classes, norm=BatchNorm, dtype=jnp.dtype(dtype))
+def _build(
+    wanted: Classifier | Predictor, key: str, classes: int, dtype: str, sizes: tuple[int, ...],
+    masked: bool,
+) -> nn.Module:
+    factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
+    address = f"config.{key}: {wanted.name!r}"
+    network = call_factory(
+        factory, address, width=wanted.width, classes=classes, norm=BatchNorm,
+        dtype=jnp.dtype(dtype),
+    )
+    if sizes:
+        check_network(network, address, classes, sizes, masked)
+    return network
 
 
 def _load(name: str, key: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module does when it is imported
         raise UserError(
             f"config.{key}: expected one of {', '.join(NETWORKS)}, or 'package.module:factory' "
-            f"of a network that can be imported from here; received {name!r} ({error})"
+            f"of a network that can be imported from here; received {name!r} ({gist(error)})"
         ) from error

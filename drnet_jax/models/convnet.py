@@ -1,4 +1,4 @@
-"""A plain stack of strided convolutions: the cheapest predictor that sees the whole image."""
+"""ConvNet: a plain stack of strided convolutions, the cheapest predictor of whole images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,10 @@ from drnet_jax.models.norm import BatchNorm
 class ConvNet(nn.Module):
     """Squares of 2x2 pixels as channels, three 3x3 convolutions of stride 2, average pooling.
 
-    The convolutions have 32, 64 and 128 channels, times `width`; each output of the last sees 30
-    pixels a side. Where small images are routed to small networks, a residual predictor's many thin
-    layers, and any convolution of 3 channels, cost more time than their multiply-adds tell.
+    The convolutions have 32, 64 and 128 channels at width 1, a multiplier of all three; each output
+    of the last sees 30 pixels a side. Where small images are routed to small networks, a residual
+    predictor's many thin layers, and any convolution of 3 channels, cost more time than their
+    multiply-adds tell.
     """
 
     classes: int

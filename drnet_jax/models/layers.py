@@ -1,4 +1,4 @@
-"""Convolution with PyTorch's explicit padding, and its initialisers."""
+"""Layers: convolution with PyTorch's explicit padding, its initialisers, and widths."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def scaled(channels: int, width: float) -> int:
-    """A published number of channels, times a width multiplier; at least 1."""
+    """A network's `width`, a multiplier, applied to a published number of channels; at least 1."""
     return max(1, round(channels * width))
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm over the real rows of a padded batch, which also hands out its moments.
+"""BatchNorm: over the real rows of a padded batch, handing out its moments.
 
 It knows nothing of resolutions: resolution-aware BN (Eq. 3) is a choice of which parameters and
 statistics this module is given (`drnet_jax.resolutions`).
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.ops import on_cpu
+from drnet_jax.ops import rows_of_channels, shift_of_sums
 
 MOMENTS = "moments"  # collection in which a training pass leaves what `update_statistics` needs
 
@@ -46,11 +46,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32).value
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32).value
-        if on_cpu():
-            # Two axes: XLA CPU sums over one leading axis several times faster than over three.
-            x = x.reshape(-1, channels)
-            if mask is not None:
-                mask = jnp.repeat(mask, x.shape[0] // mask.shape[0])
+        x, mask = rows_of_channels(x, mask)
         if train:
             moments, batch_mean, batch_var = _moments(x, mask, mean)
             if not self.is_initializing():
@@ -71,17 +67,11 @@ def _moments(
 
     Squares are summed about a shift near the mean, or else they cancel where the mean is large
     against the deviation. The moments are taken about the running mean, which is the same for all
-    buckets and devices of a step, so that they can be added. On accelerators it is the shift, too:
-    one that depended on x would keep the sums from being fused into the convolution that makes x.
-    On the CPU nothing is fused, and a value of x itself is a good shift from the first step on.
+    buckets and devices of a step, so that they can be added.
     """
     rows = x.shape[0] if mask is None else jnp.sum(mask)
     count = jnp.float32(rows) * math.prod(x.shape[1:-1])
-    shift = running_mean
-    if on_cpu():
-        first = 0 if mask is None else jnp.argmax(mask)
-        value = x[first].reshape(-1, x.shape[-1])[0].astype(jnp.float32)
-        shift = jax.lax.stop_gradient(jnp.where(count > 0, value, running_mean))
+    shift = shift_of_sums(x, mask, count, running_mean)
     shifted = x.astype(jnp.float32) - shift
     if mask is not None:
         # A select, not a product: padded rows may hold anything, even what overflows when squared.

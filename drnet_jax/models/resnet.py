@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016) as PyTorch builds it; with one block a stage, also the predictor."""
+"""ResNets (He et al. 2016) as PyTorch builds them; with one block a stage, the predictor too."""
 
 import functools
 from collections.abc import Callable
@@ -62,7 +62,10 @@ def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: tuple[int, ...
 
 
 class ResNet(nn.Module):
-    """A residual network over images of any size, ended by global average pooling."""
+    """A residual network over images of any size, ended by global average pooling.
+
+    `width` multiplies the published numbers of channels, of which CHANNELS are the first.
+    """
 
     blocks: tuple[int, ...]
     block: type[BasicBlock] | type[Bottleneck]

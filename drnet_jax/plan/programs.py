@@ -82,7 +82,8 @@ def compiled(
     half = []
     if target.chip and local > 1:
         half = list(_step(config, target, drnet, costs, "pretrain").all_programs(
-            states["pretrain"], _batch(config, local // 2 * target.devices), None, []
+            states["pretrain"], _batch(config, local // 2 * target.devices),
+            jax.eval_shape(jax.random.key, 0), [],
         ))[1:2]
     found = analyse_all([*(each for group in of_group.values() for each in group), *half])
 
@@ -199,7 +200,8 @@ def reference(config: Config, target: Target) -> list[tuple[dict[str, Any], dict
     costs, rows = model_costs(config, config.classifier.classes), config.batch_size // target.devices
     step = _step(config, target, drnet, costs, "pretrain")
     _, largest, *_ = step.all_programs(
-        state_of(config, drnet, "pretrain"), _batch(config, config.batch_size), None, []
+        state_of(config, drnet, "pretrain"), _batch(config, config.batch_size),
+        jax.eval_shape(jax.random.key, 0), [],
     )
     twin = flax_baseline.training_program(
         target.mesh, flax_baseline.flax_twin(drnet.classifier), config.resolutions[0], rows

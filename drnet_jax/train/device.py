@@ -31,6 +31,11 @@ class Plan(struct.PyTreeNode):
     choice: jax.Array  # int32 [B]
     order: jax.Array  # int32 [B, R]: batch first, so that it is sharded like the batch
     counts: jax.Array  # int32 [1, R]
+    key: jax.Array | None = None  # [1], for dropout in this step on this device
+
+    def dropout_key(self, network: int) -> jax.Array | None:
+        """For the classifier at candidate `network`, or for the predictor, R."""
+        return None if self.key is None else jax.random.fold_in(self.key[0], network)
 
 
 class Sums(struct.PyTreeNode):
@@ -64,30 +69,40 @@ def plan_of(choice: jax.Array, resolutions: int) -> Plan:
     return Plan(choice, order.T, counts[None])
 
 
+def device_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    """The `key` of a plan: [1], of a run's key, the step's number and the device."""
+    key = jax.random.fold_in(jax.random.fold_in(key, step), jax.lax.axis_index(AXIS))
+    return key[None]
+
+
 def route(
     drnet: DRNet, objective: Objective, params: Tree, batch_stats: Tree, batch: Tree,
-    noise: jax.Array,
+    noise: jax.Array, key: jax.Array,
 ) -> tuple[Plan, jax.Array]:
     """Chooses a resolution for each sample (Eqs. 1, 2) and deals them out.
 
     Args:
         batch: {"image": uint8 [B, H, W, 3], "label": int32 [B], ...}.
         noise: Gumbel noise, float32 [B, R].
+        key: the plan's, [1].
 
     Returns:
         The plan, and the largest count of each bucket over all devices, int32 [R], the same
         everywhere: padded sizes follow from it, and every host must launch the same programs.
     """
-    logits, _ = drnet.score(params, batch_stats, batch["image"], train=True)
-    plan = plan_of(objective.choose(logits, noise), len(drnet.resolutions))
+    resolutions = len(drnet.resolutions)
+    logits, _ = drnet.score(
+        params, batch_stats, batch["image"], True, jax.random.fold_in(key[0], resolutions)
+    )
+    plan = plan_of(objective.choose(logits, noise), resolutions).replace(key=key)
     return plan, jax.lax.pmax(plan.counts[0], AXIS)
 
 
-def everyone(drnet: DRNet, batch: Tree) -> Plan:
+def everyone(drnet: DRNet, batch: Tree, key: jax.Array | None = None) -> Plan:
     """The plan of pretraining: every sample at every resolution (section 4.1)."""
     size = batch["label"].shape[0]
     order, counts = buckets.everyone(size, len(drnet.resolutions))
-    return Plan(jnp.zeros(size, jnp.int32), order.T, counts[None])
+    return Plan(jnp.zeros(size, jnp.int32), order.T, counts[None], key)
 
 
 def start(
@@ -97,7 +112,9 @@ def start(
     size, resolutions = batch["label"].shape[0], len(drnet.resolutions)
     grads = jax.tree.map(jnp.zeros_like, classifier_params(params))
     logits, moments = jax.eval_shape(
-        lambda: drnet.classify(0, params, batch_stats, batch["image"][:1], True)
+        lambda: drnet.classify(
+            0, params, batch_stats, batch["image"][:1], True, key=jax.random.key(0)
+        )
     )
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), moments)
     return Sums(
@@ -131,7 +148,8 @@ def bucket(
 
     def loss_of(trainable: Tree, chosen: jax.Array):
         logits, moments = drnet.classify(
-            index, trainable, batch_stats, rows["image"], True, None if whole else real
+            index, trainable, batch_stats, rows["image"], True, None if whole else real,
+            plan.dropout_key(index),
         )
         each = objectives.cross_entropy(chosen[:, None] * logits, rows["label"])
         if distillation and index > 0:
@@ -179,7 +197,8 @@ def dense(
     def loss_of(trainable: Tree, hard: jax.Array):
         passes = [
             drnet.classify(
-                index, trainable, batch_stats, batch["image"], True, plan.choice == index
+                index, trainable, batch_stats, batch["image"], True, plan.choice == index,
+                plan.dropout_key(index),
             )
             for index in indices
         ]
@@ -255,7 +274,9 @@ def finetune_update(
 
     def loss_of(predictor: Tree):
         params = state.params | {"predictor": predictor}
-        logits, moments = drnet.score(params, state.batch_stats, batch["image"], train=True)
+        logits, moments = drnet.score(
+            params, state.batch_stats, batch["image"], True, plan.dropout_key(resolutions)
+        )
         loss, told = objective.loss(logits, feedback)
         return loss, (told, moments)
 

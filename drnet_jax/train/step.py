@@ -46,13 +46,15 @@ class Step:
     def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
         """Runs one step; `key` is folded with the step's number."""
         if self.stage == "pretrain":
-            return self.pretrain(state, batch)
+            return self.pretrain(state, batch, key)
         return self.finetune(state, batch, key)
 
-    def pretrain(self, state: TrainState, batch: Tree) -> tuple[TrainState, Tree]:
+    def pretrain(
+        self, state: TrainState, batch: Tree, key: jax.Array
+    ) -> tuple[TrainState, Tree]:
         """All samples at all resolutions, their losses summed."""
         plan, sums = self.programs.run(
-            self.begin_program, state.params, state.batch_stats, batch
+            self.begin_program, state.params, state.batch_stats, batch, key, state.step
         )
         for index in range(len(self.drnet.resolutions)):
             sums = self._add_bucket(index, self._local(batch), state, batch, plan, sums)
@@ -112,23 +114,25 @@ class Step:
 
     @functools.cached_property
     def begin_program(self) -> Program:
-        def begin(params, batch_stats, batch):
+        def begin(params, batch_stats, batch, key, step):
             sums = device.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
-            return device.everyone(self.drnet, batch), _to_global(sums)
+            plan = device.everyone(self.drnet, batch, device.device_key(key, step))
+            return plan, _to_global(sums)
 
-        specs = (EVERYWHERE, EVERYWHERE, SPLIT)
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
         return Program.mapped("begin", self.mesh, begin, specs, (SPLIT, SPLIT))
 
     @functools.cached_property
     def route_program(self) -> Program:
-        def route(params, batch_stats, batch, noise):
+        def route(params, batch_stats, batch, noise, key, step):
             plan, counts = device.route(
-                self.drnet, self.objective, params, batch_stats, batch, noise
+                self.drnet, self.objective, params, batch_stats, batch, noise,
+                device.device_key(key, step),
             )
             sums = device.start(self.drnet, params, batch_stats, batch)
             return plan, _to_global(sums), counts
 
-        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT)
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, EVERYWHERE, EVERYWHERE)
         mapped = per_device(self.mesh, route, specs, (SPLIT, SPLIT, EVERYWHERE))
 
         def with_noise(params, batch_stats, batch, key, step):
@@ -136,7 +140,7 @@ class Step:
             shape = (batch["label"].shape[0], len(self.drnet.resolutions))
             noise = jax.random.gumbel(jax.random.fold_in(key, step), shape)
             noise = jax.lax.with_sharding_constraint(noise, split(self.mesh))
-            plan, sums, counts = mapped(params, batch_stats, batch, noise)
+            plan, sums, counts = mapped(params, batch_stats, batch, noise, key, step)
             return plan, noise, sums, counts
 
         specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
@@ -204,7 +208,9 @@ class Step:
         """
         if self.stage == "pretrain":
             sizes = [[self._local(batch)]] * len(self.drnet.resolutions)
-            first = self.begin_program, (state.params, state.batch_stats, batch)
+            first = self.begin_program, (
+                state.params, state.batch_stats, batch, key, state.step
+            )
             plan, sums = jax.eval_shape(first[0].function, *first[1])
             last = self.pretrain_program, (state, sums)
         else:

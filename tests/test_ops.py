@@ -1,3 +1,5 @@
+"""Operations: every form against the plain one, and which form is traced where."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
