@@ -5,13 +5,10 @@
         print(answer.label, answer.probability, answer.resolution, answer.multiply_adds)
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,31 +18,15 @@ from drnet_jax import images as pixels
 from drnet_jax.checkpoint import Meta, find_checkpoint
 from drnet_jax.config import GIGA, Config
 from drnet_jax.cost import Costs, model_costs
-from drnet_jax.data import transforms
 from drnet_jax.data.loader import check_source, eval_batches
 from drnet_jax.data.sources import Source, open_source
-from drnet_jax.devices import cores, data_mesh
+from drnet_jax.devices import data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.evaluation.evaluate import Evaluation, evaluate
 from drnet_jax.evaluation.files import by_class
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import route
-
-Image = str | os.PathLike | bytes | np.ndarray  # a file, its bytes, or uint8 [H, W, 3] in RGB
-LAG = 8  # batches after which an image that waits for its bucket to fill is classified anyway
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What the model says of an image."""
-
-    image: str | int  # the file, or else the image's position among those given
-    label: str | None  # the most probable class; None with an `error`
-    probability: float | None  # of that class
-    resolution: int | None  # at which the image was classified, in pixels
-    multiply_adds: int | None  # that were spent on it, the predictor's included
-    error: str | None = None  # why the image could not be read
+from drnet_jax.inference.predict import Answer, Image, predict
 
 
 class Model:
@@ -93,7 +74,7 @@ class Model:
                 resolutions costs the budget, or the checkpoint does not know prices for budgets.
         """
         price = self._price_for(budget)
-        return self._answers(images, price, skip_errors)
+        return predict(self.engine, self.classes, self.square, images, price, skip_errors)
 
     def evaluate(
         self, folder: str | os.PathLike | None = None, budget: float | None = None
@@ -155,90 +136,6 @@ class Model:
                 "other budgets are known"
             )
         return float(np.interp(budget, *self._prices.T))
-
-    def _answers(
-        self, images: Iterable[Image], price: float, skip_errors: bool
-    ) -> Iterator[Answer]:
-        names: dict[int, str | int] = {}
-        ready: dict[int, Answer] = {}
-
-        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            rows: list[np.ndarray] = []
-            tickets: list[int] = []
-            for ticket, (name, image) in enumerate(self._read(images)):
-                if isinstance(image, UserError):
-                    if not skip_errors:
-                        raise image
-                    ready[ticket] = Answer(name, None, None, None, None, str(image))
-                    continue
-                names[ticket] = name
-                rows.append(image)
-                tickets.append(ticket)
-                if len(rows) == self.engine.batch_size:
-                    yield np.stack(rows), np.array(tickets)
-                    rows, tickets = [], []
-            if rows:
-                yield np.stack(rows), np.array(tickets)
-
-        following = 0
-        for answers in route(self.engine, batches(), price, LAG):
-            best = answers.log_p.argmax(axis=1)
-            for ticket, label, log_p in zip(
-                answers.tickets.tolist(), best.tolist(), answers.log_p.max(axis=1).tolist(),
-                strict=True,
-            ):
-                ready[ticket] = Answer(
-                    names.pop(ticket), self.classes[label], float(np.exp(log_p)),
-                    self.resolutions[answers.resolution],
-                    self.costs.classifier[answers.resolution] + self.costs.predictor,
-                )
-            while following in ready:
-                yield ready.pop(following)
-                following += 1
-        while following in ready:
-            yield ready.pop(following)
-            following += 1
-
-    def _read(self, images: Iterable[Image]) -> Iterator[tuple[str | int, Any]]:
-        """(name, uint8 [base, base, 3] or the UserError of reading it), decoded in threads."""
-        ahead = 2 * self.engine.batch_size
-        with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
-            coming: deque[concurrent.futures.Future] = deque()
-            try:
-                for position, image in enumerate(images):
-                    coming.append(pool.submit(self._prepare, position, image))
-                    if len(coming) > ahead:
-                        yield coming.popleft().result()
-                while coming:
-                    yield coming.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _prepare(self, position: int, image: Image) -> tuple[str | int, Any]:
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else position
-        try:
-            return name, transforms.resize_and_centre_crop(
-                _decoded(image), self.square, self.resolutions[0]
-            )
-        except UserError as error:
-            return name, UserError(f"{name}: {error}")
-
-
-def _decoded(image: Image) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(
-                f"expected an array uint8 [H, W, 3], received {image.dtype} {list(image.shape)}"
-            )
-        return image
-    if not isinstance(image, bytes):
-        if not os.path.isfile(image):  # a FIFO would be waited for
-            raise UserError("expected an image file, found none of that name")
-        try:
-            image = Path(image).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read the image: {error.strerror}") from error
-    return transforms.decode(image)
 
 
 def load(

@@ -12,7 +12,8 @@ from absl import flags
 from drnet_jax.config import GIGA
 from drnet_jax.data import transforms
 from drnet_jax.errors import UserError
-from drnet_jax.model import Answer, load
+from drnet_jax.inference.predict import Answer
+from drnet_jax.model import load
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], None]:
