@@ -1,13 +1,69 @@
-"""What the files in configs/ share: each starts from default.py and overrides a few keys."""
+"""Config files: how they are read, and what those in configs/ share.
+
+Each is Python that defines `get_config()`, or `get_config(argument)` for `FILE:ARGUMENT`, and
+returns a ConfigDict; those in configs/ start from default.py and override a few keys.
+"""
 
 import ast
 import re
 import runpy
+import traceback
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import UserError, first_line
+
+EXPECTED = "a Python file that defines get_config(), as configs/default.py does"
+
+
+def load(text: str) -> ConfigDict:
+    """The config of `FILE` or `FILE:ARGUMENT`.
+
+    Raises:
+        UserError: for a file that is missing, is no such Python, or fails; the message names the
+            file and, where one is at fault, the line.
+    """
+    path, colon, argument = text.partition(":")
+    if not Path(path).is_file():
+        raise UserError(
+            f"--config: expected {EXPECTED}; found no file {path!r} in {Path.cwd()}"
+        )
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path}: expected {EXPECTED}, found no get_config in it")
+        config = get_config(*[argument] * bool(colon))
+    except UserError:
+        raise
+    except Exception as error:  # whatever the file raises
+        # What is no Python, such as JSON, fails by one of these.
+        hint = f"; expected {EXPECTED}" if isinstance(error, (SyntaxError, NameError)) else ""
+        raise UserError(
+            f"{path}{_line_at_fault(path, error)}: {type(error).__name__}: {_message(error)}{hint}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path}: expected get_config() to return a ConfigDict, received "
+            f"{type(config).__name__}"
+        )
+    return config
+
+
+def _line_at_fault(path: str, error: Exception) -> str:
+    """", line N" of the last line of the file that ran, or that is no Python; or ""."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f", line {error.lineno}"
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _message(error: Exception) -> str:
+    # The text of a SyntaxError repeats file and line.
+    return str(error.msg) if isinstance(error, SyntaxError) else first_line(error)
 
 
 def default_beside(file: str) -> ConfigDict:

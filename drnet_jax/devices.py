@@ -5,12 +5,16 @@ ahead of time, once, and announced.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
 import platform
+import re
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import UserError, first_line
 from drnet_jax.ops import traced_for_mesh
 
 AXIS = "data"
@@ -29,19 +33,93 @@ VARIABLES = (
 )
 
 
-def join_hosts() -> None:
+HOSTS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def join_hosts(seconds: int = 300) -> None:
     """Joins the processes of all hosts into one run.
 
-    JAX finds them by itself on TPU slices and under Slurm and the like; elsewhere the variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are.
-    """
-    def number(name: str) -> int | None:
-        return int(os.environ[name]) if name in os.environ else None
+    JAX finds them by itself on TPU slices and under Slurm and the like; elsewhere the variables of
+    HOSTS say who they are. Ends the process, with one line and status 2, if not all have come after
+    so many seconds.
 
-    # JAX itself reads the address.
-    jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
-    )
+    Raises:
+        UserError: if a variable is wrong, or missing where JAX finds nothing by itself.
+    """
+    address = os.environ.get(HOSTS[0])
+    if address is not None and not re.fullmatch(r"\S+:\d{1,5}", address):
+        raise UserError(f"{HOSTS[0]}: expected HOST:PORT, received {address!r}")
+    count = _number(HOSTS[1], 1, 10**6)
+    index = _number(HOSTS[2], 0, (count or 10**6) - 1)
+    try:
+        with _ending_after(
+            seconds,
+            f"--distributed: not all of the {count or ''} processes came to {address or 'the first'} "
+            f"within {seconds} s; expected each to be running, with its own {HOSTS[2]}, and "
+            f"{HOSTS[0]} to be that of process 0 and open to all",
+        ):
+            # JAX itself reads the address; where its own time is up it aborts with a C++ stack.
+            jax.distributed.initialize(
+                num_processes=count, process_id=index, initialization_timeout=seconds + 60
+            )
+    except Exception as error:  # each kind of cluster that JAX looks for has errors of its own
+        missing = [name for name in HOSTS if name not in os.environ]
+        raise UserError(
+            f"--distributed: expected a TPU slice, Slurm or the like, or the variables "
+            f"{', '.join(HOSTS)}{'; missing: ' * bool(missing)}{', '.join(missing)} "
+            f"({first_line(error)})"
+        ) from error
+
+
+def _number(name: str, low: int, high: int) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise UserError(f"{name}: expected a number from {low} to {high}, received {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process, status 2, if what runs within takes longer; nothing else can stop it."""
+    def end() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def found_devices() -> str:
+    """What JAX computes on, as one line; a warning where JAX_PLATFORMS names other devices first.
+
+    Raises:
+        UserError: if JAX finds no devices of the kinds that JAX_PLATFORMS names.
+    """
+    asked = jax.config.jax_platforms or ""
+    try:
+        devices = jax.devices()
+    except Exception as error:  # without a GPU and with "cuda" alone an AssertionError of no text
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: expected such devices, and JAX, which must be able to use "
+            f"each kind, found none ({str(error) and first_line(error) or 'none is visible'}); "
+            "install the extra that they need (drnet_jax[cuda] or drnet_jax[tpu]), or compute on "
+            "the CPU with JAX_PLATFORMS=cpu"
+        ) from error
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    text = f"devices: {len(devices)} x {devices[0].device_kind}{hosts}"
+    first = asked.partition(",")[0]
+    try:
+        jax.devices(first or None)
+    except RuntimeError:  # "cuda,cpu" without a GPU, which JAX passes over without a word
+        return f"warning: {text}; JAX_PLATFORMS={asked}, but JAX finds no device of {first!r}"
+    return text
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

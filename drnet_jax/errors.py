@@ -12,8 +12,3 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The gist of an error of a library, whose messages can be long, or empty."""
     return (str(error) or repr(error)).splitlines()[0]
-
-
-def last_line(error: BaseException) -> str:
-    """The gist of an error of a library that quotes what it read before it."""
-    return str(error).splitlines()[-1].strip()

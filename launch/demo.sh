@@ -7,5 +7,6 @@
 # PYTHON, VENV and JAX_PLATFORMS as in setup.sh.
 set -euo pipefail
 
-exec "$(dirname "${BASH_SOURCE[0]}")/train.sh" \
-  --config=configs/quickstart.py --config.data.dir=runs/data --workdir=runs/demo "$@"
+launch=$(dirname "${BASH_SOURCE[0]}")
+exec "$launch/train.sh" \
+  --config="$launch/../configs/quickstart.py" --config.data.dir=runs/data --workdir=runs/demo "$@"

@@ -1,19 +1,22 @@
 # shellcheck shell=bash
 # The environment that the launchers share. Sourced, not run.
 #
-#   VENV           the virtual environment; default: .venv
+#   VENV           the virtual environment; default: .venv in the repository
 #   JAX_PLATFORMS  where JAX computes, such as "cpu", "cuda,cpu" or "tpu,cpu"; default: "cuda,cpu"
 #                  where nvidia-smi finds a GPU, and JAX's own choice elsewhere
 
-# Whatever the caller's directory: paths in a launcher's arguments are relative to the repository.
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+# Paths in a launcher's arguments, and in these variables, are relative to the caller's directory.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit
 
-export VENV=${VENV:-.venv}
+VENV=${VENV:-$root/.venv}
+[[ $VENV == /* ]] || VENV=$PWD/$VENV
+export VENV
 # shellcheck disable=SC2034  # for the launchers
 python=$VENV/bin/python
+# Networks of one's own are found in the repository, and in the caller's directory before.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-# Named explicitly, a GPU that JAX cannot use is an error; left to itself, JAX would train on the
-# CPU after no more than a warning.
+# Named explicitly, a GPU that JAX cannot use is told at the start of every run.
 if [[ -z ${JAX_PLATFORMS:-} ]] && nvidia-smi -L >/dev/null 2>&1; then
   JAX_PLATFORMS=cuda,cpu
 fi

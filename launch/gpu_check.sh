@@ -5,23 +5,27 @@
 #   ./launch/gpu_check.sh [FLAGS OF drnet_jax.benchmark ...]
 #
 # Later flags override: --batch 64 for a small card, --config.KEY=VALUE for other networks.
-#   TESTS  the test files to run; default: those of what runs on a device
+#   TESTS  the test files to run, of the repository; default: those of what runs on a device
 #   PYTHON, VENV and JAX_PLATFORMS: as in setup.sh; JAX_PLATFORMS=cpu tries the script itself
 set -euo pipefail
-# Left to itself, JAX would check the CPU where it finds no GPU.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-launch/setup.sh dev
+"$root/launch/setup.sh" dev
 out=runs/gpu_check
 tests=$(echo tests/test_{norm,layers,images,buckets,routing,resolutions,losses,models,steps}.py)
 mkdir -p "$out"
 
-"$python" -c 'import jax; print(*jax.devices(), sep="\n")' | tee "$out/devices.txt"
+"$python" -c 'from drnet_jax.devices import found_devices; print(found_devices())' \
+  | tee "$out/devices.txt"
+# JAX passes over a GPU that it cannot use, and what would be checked is the CPU.
+if grep -q '^warning' "$out/devices.txt"; then
+  exit 2
+fi
 # shellcheck disable=SC2086  # several files
-TEST_PLATFORMS=$JAX_PLATFORMS "$python" -m pytest -q ${TESTS:-$tests} \
+(cd "$root" && TEST_PLATFORMS=$JAX_PLATFORMS "$python" -m pytest -q ${TESTS:-$tests}) \
   | tee "$out/tests.txt" || failed=$?  # and measure all the same
-"$python" -m drnet_jax.benchmark --config=configs/imagenet_resnet50.py --batch=256 \
+"$python" -m drnet_jax.benchmark --config="$root/configs/imagenet_resnet50.py" --batch=256 \
   --dtypes=bfloat16,float32 --out="$out" "$@" | tee "$out/benchmark.txt"
 echo "Results: $out/benchmark.md, $out/benchmark.json, $out/tests.txt"
 exit "${failed:-0}"

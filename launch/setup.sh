@@ -32,6 +32,7 @@ elif [[ -n ${PYTHON:-} && $("$PYTHON" -c "$version") != $("$python" -c "$version
 remove $VENV, or set VENV to a second environment"
 fi
 
+cd "$root"
 # One stamp for each set of extras, written last: an installation cut short is done again. The
 # installation is editable, so its place counts as well as what it is made from.
 stamp=$VENV/.installed${extras:+-$extras}

@@ -13,9 +13,10 @@
 #     --accelerator-type=v5litepod-16 --version=tpu-ubuntu2204-base
 #
 # The files of the commit at HEAD go to ~/drnet_jax on each worker, and train.sh runs there with
-# the arguments given here. DIR, and the data set's directory, must be the same directory on every
-# worker: a shared file system, or a bucket mounted by gcsfuse. The same command again resumes.
-# Interrupting it leaves the workers running; what stops them is
+# the arguments given here, whose relative paths start at ~/drnet_jax there. DIR, and the data set's
+# directory, must be the same directory on every worker: a shared file system, or a bucket mounted
+# by gcsfuse. The same command again resumes. Interrupting it leaves the workers running; what stops
+# them is
 #
 #   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all \
 #     --command='pkill -f "[d]rnet_jax.main"'
@@ -46,7 +47,8 @@ if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>
   export PYTHON
 fi
 export JAX_PLATFORMS=tpu,cpu
-~/drnet_jax/launch/train.sh --distributed
+cd ~/drnet_jax
+launch/train.sh --distributed
 EOF
 )
 on_worker+=$(printf ' %q' "$@")

@@ -3,11 +3,12 @@
 #
 #   ./launch/train.sh --config configs/NAME.py --workdir DIR [--config.KEY=VALUE ...]
 #
-# The same command again resumes a run that was stopped. CUDA_VISIBLE_DEVICES=0,1 chooses GPUs;
-# PYTHON, VENV and JAX_PLATFORMS as in setup.sh.
+# Paths are relative to the directory that you call this from. The same command again resumes a run
+# that was stopped. CUDA_VISIBLE_DEVICES=0,1 chooses GPUs; PYTHON, VENV and JAX_PLATFORMS as in
+# setup.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-launch/setup.sh
+"$root/launch/setup.sh"
 "$python" -m drnet_jax.main --mode=train "$@"
 "$python" -m drnet_jax.main --mode=eval "$@"

@@ -5,12 +5,14 @@ function that runs it once they are parsed.
 """
 
 import importlib
+import io
 import sys
+import textwrap
 from typing import NoReturn
 
 from absl import flags, logging
 
-from drnet_jax.errors import UserError, last_line
+from drnet_jax.errors import UserError
 
 COMMANDS = {
     "train": "train both stages, or go on where a stopped run left off (the default)",
@@ -36,14 +38,15 @@ def run(argv: list[str]) -> int:
 
     Returns:
         The exit status: 0, or 2 after a wrong flag or a UserError, of which `error: ...` is printed
-        to stderr. Any other exception is a defect, ours or the config file's, and keeps its
-        traceback.
+        to stderr. Any other exception is a defect of ours and keeps its traceback.
     """
     # orbax tells every rename it makes at INFO.
     logging.set_verbosity(logging.WARNING)
-    # Into a log file, too, the lines of a long run are to be seen as they come.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Into a log file, too, the lines of a long run are to be seen as they come. And what
+            # a terminal has no letters for is escaped: no report is to end at a plus-minus sign.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         name, rest = _command(argv[1:])
         if name is None:
@@ -54,7 +57,7 @@ def run(argv: list[str]) -> int:
         module = importlib.import_module(f"drnet_jax.commands.{name}")
         command = module.define(values, argv)
         if {"-h", "--help"} & set(argv):
-            print(f"{module.__doc__}\n\nflags:\n{values.get_help(include_special_flags=False)}")
+            print(_help(module.__doc__, values))
             return 0
         positional = _parse(values, argv)[1:]
         if name in TAKING_NAMES:
@@ -105,15 +108,26 @@ def _overview() -> str:
     return "\n".join(["usage: drnet COMMAND [--FLAGS]; drnet COMMAND --help", "", *lines])
 
 
+def _help(does: str, values: flags.FlagValues) -> str:
+    """What a command does, and its flags, each with its default if it has one."""
+    sections = [does.strip(), "flags:"]
+    for name in values:
+        flag = values[name]
+        default = f" Default: {flag.default}." if flag.default not in (None, False, "") else ""
+        sections.append(textwrap.fill(
+            f"{flag.help}{default}", width=96, initial_indent=" " * 6, subsequent_indent=" " * 6,
+        ))
+        sections[-1] = f"  --{name}{'' if flag.boolean else '=VALUE'}\n{sections[-1]}"
+    return "\n\n".join(sections)
+
+
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(argv)
     except flags.Error as error:
-        raise UserError(str(_user_error(error) or error)) from error
-    # An override reads the config: here config_flags lets the errors of doing so through.
-    except OSError as error:
-        raise UserError(f"--config: {last_line(error)}") from error
-    except (AttributeError, KeyError) as error:
+        raise UserError(" ".join(str(_user_error(error) or error).split("\n"))) from error
+    # An override looks its key up in the config, and config_flags lets the errors through.
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         reason = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
         raise UserError(
             f"--config.KEY=VALUE: unknown key {'; '.join(str(reason).splitlines())}"

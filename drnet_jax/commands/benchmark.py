@@ -3,13 +3,18 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import flags
 
 from drnet_jax.benchmark.report import markdown, text
 from drnet_jax.benchmark.speed import benchmark
-from drnet_jax.commands.shared import define_config, define_mix, with_classes
+from drnet_jax.commands.shared import (
+    announce_devices,
+    define_config,
+    define_mix,
+    directory,
+    with_classes,
+)
 from drnet_jax.config import Config, parse
 
 
@@ -45,16 +50,17 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
                 checked, batch_size=batch.value, evaluation=evaluation
             )
         configs = [with_dtype(checked, dtype) for dtype in dtypes.value or [checked.dtype]]
-        if out.value:
-            Path(out.value).mkdir(parents=True, exist_ok=True)
+        where = None if out.value is None else directory("--out", out.value)
+        announce_devices()
         reports = []
-        for each in configs:
-            report = benchmark(each, shares, torch.value, repeats.value)
+        for of_dtype in configs:
+            report = benchmark(of_dtype, shares, torch.value, repeats.value)
             print(json.dumps(report, indent=2) if as_json.value else text(report))
             reports.append(report)
-        if out.value:
-            (Path(out.value) / "benchmark.json").write_text(json.dumps(reports, indent=2) + "\n")
-            (Path(out.value) / "benchmark.md").write_text(markdown(reports) + "\n")
+        if where:
+            where.mkdir(parents=True, exist_ok=True)
+            (where / "benchmark.json").write_text(json.dumps(reports, indent=2) + "\n")
+            (where / "benchmark.md").write_text(markdown(reports) + "\n")
 
     return command
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import flags
 
 from drnet_jax.benchmark.drift import QUARTERS, drift, text
-from drnet_jax.commands.shared import define_config, with_classes
+from drnet_jax.commands.shared import announce_devices, define_config, with_classes
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
@@ -27,6 +27,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         checked = with_classes(config())
         if batch.value:
             checked = dataclasses.replace(checked, batch_size=batch.value)
+        announce_devices()
         report = drift(checked, steps.value)
         print(json.dumps(report, indent=2) if as_json.value else text(report))
 

@@ -8,11 +8,9 @@ import jax
 from absl import flags
 
 from drnet_jax.checkpoint import CLASSIFIER, PREDICTOR, check_compatible
-from drnet_jax.commands.shared import define_config
-from drnet_jax.commands.train import define_distributed
+from drnet_jax.commands.shared import define_config, define_distributed, define_workdir
 from drnet_jax.config import GIGA
 from drnet_jax.data.sources import Source, open_source
-from drnet_jax.devices import join_hosts
 from drnet_jax.errors import UserError, first_line
 from drnet_jax.evaluation import curve
 from drnet_jax.evaluation.evaluate import Evaluation
@@ -24,9 +22,7 @@ from drnet_jax.model import Model, load
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
     config = define_config(values, argv, required=False)
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Directory of a training run.", required=True, flag_values=values
-    )
+    workdir = define_workdir(values, "Directory of a training run.")
     checkpoint = flags.DEFINE_enum(
         "checkpoint", "last", ["last", "best"], "Which checkpoint to evaluate.",
         flag_values=values,
@@ -39,17 +35,14 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         "curve", False, "Also accuracy over cost, of all policies, into curve.json, curve.csv and "
         "curve.png.", flag_values=values,
     )
-    distributed = define_distributed(values)
+    start = define_distributed(values)
 
     def command() -> None:
-        if distributed.value:
-            join_hosts()
-        override = config()
-        model = load(workdir.value, checkpoint.value, override)
+        override, where = config(), workdir()
+        start()
+        model = load(where, checkpoint.value, override)
         if override:
-            check_compatible(
-                model.meta, override, model.classes, workdir.value, CLASSIFIER + PREDICTOR
-            )
+            check_compatible(model.meta, override, model.classes, where, CLASSIFIER + PREDICTOR)
         if with_curve.value and len(model.resolutions) == 1:
             raise UserError("--curve: expected several config.resolutions, received one")
         wanted = model.budget if budget.value is None else budget.value * GIGA
@@ -59,8 +52,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
             print(*source.notes, sep="\n", end="\n" * bool(source.notes), flush=True)
         found = model.measure(source, wanted)
         if jax.process_index() == 0:
-            print(f"checkpoint {model.meta.step} ({model.meta.stage}) of {workdir.value}")
-            write(Path(workdir.value), model, source, found, with_curve.value)
+            print(f"checkpoint {model.meta.step} ({model.meta.stage}) of {where}")
+            write(Path(where), model, source, found, with_curve.value)
 
     return command
 

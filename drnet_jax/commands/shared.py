@@ -1,15 +1,31 @@
-"""Flags that commands share: `--config`, a mix, and the classes that a config may leave open."""
+"""Flags that commands share: each `define_...` defines one and returns what gives its value.
+
+A value is checked when it is asked for, and nothing is made or started before all of them were.
+"""
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import flags
 from absl.flags import FlagValues
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from drnet_jax.config import Config, parse
+from drnet_jax.config_files import load
 from drnet_jax.data.sources import open_source, resolve_classes
-from drnet_jax.errors import UserError, last_line
+from drnet_jax.devices import found_devices, join_hosts
+from drnet_jax.errors import UserError, first_line
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """`config_files.load` as a parser of flags."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        return load(argument).lock()
 
 
 def define_config(values: FlagValues, argv: list[str], required: bool = True
@@ -26,19 +42,85 @@ def define_config(values: FlagValues, argv: list[str], required: bool = True
         given; it raises UserError for a file that cannot be read and for impossible values.
     """
     holder = config_flags.DEFINE_config_file(
-        "config", None, "A config file, such as configs/default.py; override any of its keys "
-        "with --config.KEY=VALUE.", flag_values=values, sys_argv=argv,
+        "config", None, "FILE, such as configs/default.py, or FILE:KEY=VALUE,...; "
+        "--config.KEY=VALUE overrides any of its keys." + " Required." * required,
+        flag_values=values, sys_argv=argv,
     )
+    # Its own drops, or hides in a traceback, what is wrong with a file.
+    values["config"].parser = _ConfigParser()
     if required:
         flags.mark_flag_as_required("config", values)
+    return lambda: None if holder.value is None else parse(holder.value)
 
-    def config() -> Config | None:
-        try:
-            return None if holder.value is None else parse(holder.value)
-        except OSError as error:  # a file that cannot be read is an error at the first touch only
-            raise UserError(f"--config: {last_line(error)}") from error
 
-    return config
+def define_workdir(
+    values: FlagValues, help: str = "Directory for checkpoints, metrics and reports.",
+    to_write: bool = True,
+) -> Callable[[], str]:
+    """Defines `--workdir DIR`, required; returns what gives its path (see `directory`)."""
+    holder = flags.DEFINE_string(
+        "workdir", None, f"{help} Required.", required=True, flag_values=values
+    )
+    return lambda: str(directory("--workdir", holder.value, to_write))
+
+
+def directory(flag: str, text: str, to_write: bool = True) -> Path:
+    """The directory that a flag names, with its `~` expanded; it need not be there yet.
+
+    Raises:
+        UserError: if it cannot be a directory of a file system, or not be written to where it is
+            to be.
+    """
+    if not text.strip():
+        raise UserError(f"{flag}: expected a directory, received {text!r}")
+    if "://" in text:
+        raise UserError(
+            f"{flag}: expected a directory of a file system, received {text!r}; mount the bucket "
+            "(gcsfuse, s3fs, rclone mount) and give the directory that it is mounted at"
+        )
+    try:
+        path = Path(text).expanduser()  # shells leave the ~ of --workdir=~/x
+        present = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not present.is_dir():
+            raise UserError(f"{flag}: expected a directory, received {text!r}; {present} is a file")
+    except (OSError, RuntimeError) as error:  # too long, not to be looked into, of no such user
+        raise UserError(
+            f"{flag}: expected a directory, received {text!r} ({first_line(error)})"
+        ) from error
+    if to_write and not os.access(present, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{flag}: expected a directory that can be written, received {text!r}; {present} "
+            "cannot be"
+        )
+    return path
+
+
+def define_distributed(values: FlagValues) -> Callable[[], None]:
+    """Defines `--distributed`; returns what joins the hosts if it was given, and says on which
+    devices they compute."""
+    holder = flags.DEFINE_bool(
+        "distributed", False, "Join the processes of several hosts (TPU pods, Slurm, or the "
+        "variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
+        flag_values=values,
+    )
+
+    def start() -> None:
+        if holder.value:
+            join_hosts()
+        announce_devices()
+
+    return start
+
+
+def announce_devices() -> None:
+    """Says on stderr, so that a report on stdout stays one, what this run computes on.
+
+    Raises:
+        UserError: if JAX finds no such devices as it was asked for.
+    """
+    line = found_devices()
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)
 
 
 def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
