@@ -3,7 +3,10 @@
 With TEST_PLATFORMS=cuda,cpu the tests run where that says (launch/gpu_check.sh does so).
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before anything imports jax.
 os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORMS", "cpu")
@@ -12,6 +15,14 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+# The same program is compiled once a session, in whichever test or process. XLA logs of each that
+# it loads again that a feature of the machine has no name there.
+CACHE = tempfile.mkdtemp(prefix="drnet_jax_tests_")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 
 import jax
 import pytest

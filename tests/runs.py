@@ -50,21 +50,33 @@ def arguments(images: Path, workdir: Path, overrides: dict | None = None) -> lis
 
 
 def call(*flags: str) -> int:
-    """Runs a command in this process; returns its exit status."""
+    """Runs a command in this process, on its eight devices; returns its exit status."""
     return commands.run(["drnet", *flags])
 
 
 def start(*flags: str, devices: int = 1, **variables: str) -> subprocess.Popen:
     """Starts `python -m drnet_jax.main` on so many virtual CPU devices."""
-    environment = os.environ | {
+    return subprocess.Popen(
+        [sys.executable, "-m", "drnet_jax.main", *flags], text=True,
+        env=environment(devices) | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """The environment of a process of its own, with so many virtual CPU devices."""
+    return os.environ | {
         "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY),
         # Unoptimised, as in conftest.py: programs this small are mostly compilation.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
-    } | variables
-    return subprocess.Popen(
-        [sys.executable, "-m", "drnet_jax.main", *flags], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    }
+
+
+def python(code: str, **variables: str) -> subprocess.CompletedProcess:
+    """Runs a few lines of Python in a process of their own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment() | variables, text=True,
+        capture_output=True, timeout=120,
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from drnet_jax.commands import main
-
 if __name__ == "__main__":
+    from drnet_jax.commands import main
+
     main(["drnet", "benchmark", *sys.argv[1:]])

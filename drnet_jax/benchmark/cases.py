@@ -181,6 +181,31 @@ def inference(
         yield Contestant(name, per_call, call, "inference", cost, padded)
 
 
+def _torch(config: Config) -> tuple[Any, Any]:
+    """The module `torch`, and our ResNet in it; raises UserError as `pytorch` does."""
+    name = config.classifier.name
+    try:
+        import torch
+
+        from drnet_jax.benchmark.torch_baseline import LAYOUTS, ResNet
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--torch: expected PyTorch, but {error}; install it (pip install torch) or leave "
+            "--torch out"
+        ) from error
+    if name not in LAYOUTS:
+        raise UserError(
+            f"--torch: expected config.classifier.name to be one of {', '.join(LAYOUTS)}, "
+            f"received {name!r}; leave --torch out"
+        )
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            f"--torch compares on the CPU, but JAX computes on {jax.default_backend()!r}; set "
+            "JAX_PLATFORMS=cpu or leave --torch out"
+        )
+    return torch, ResNet
+
+
 def pytorch(
     config: Config, costs: Costs, batch: dict[str, np.ndarray], images: np.ndarray
 ) -> Iterator[Contestant]:
@@ -191,27 +216,7 @@ def pytorch(
     Raises:
         UserError: if PyTorch is missing, computes elsewhere than JAX, or has no such network.
     """
-    classifier = config.classifier
-    try:
-        import torch
-
-        from drnet_jax.benchmark.torch_baseline import LAYOUTS, ResNet
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--torch: expected PyTorch, but {error}; install it (pip install torch) or leave "
-            "--torch out"
-        ) from error
-    if classifier.name not in LAYOUTS:
-        raise UserError(
-            f"--torch: expected config.classifier.name to be one of {', '.join(LAYOUTS)}, "
-            f"received {classifier.name!r}; leave --torch out"
-        )
-    if jax.default_backend() != "cpu":
-        raise UserError(
-            f"--torch compares on the CPU, but JAX computes on {jax.default_backend()!r}; set "
-            "JAX_PLATFORMS=cpu or leave --torch out"
-        )
-
+    torch, network_of = _torch(config)
     torch.set_num_threads(cores())
     dtype = getattr(torch, config.dtype)
     precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
@@ -221,8 +226,9 @@ def pytorch(
     )
     labels = torch.from_numpy(batch["label"]).long()
 
-    def network() -> ResNet:
-        net = ResNet(classifier.name, classifier.classes, scaled(CHANNELS, classifier.width))
+    def network() -> Any:
+        classifier = config.classifier
+        net = network_of(classifier.name, classifier.classes, scaled(CHANNELS, classifier.width))
         return net.to(memory_format=torch.channels_last)
 
     trained, served = network(), network().eval()

@@ -31,14 +31,15 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from drnet_jax.benchmark import cases, timing
 from drnet_jax.config import Config
-from drnet_jax.cost import model_costs
+from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import train_batches
 from drnet_jax.data.sources import open_source
 from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, environment
@@ -72,8 +73,7 @@ def benchmark(
     if mix is None:
         mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
     costs.mean(mix, with_predictor=True)  # checks it
-    sizes = {"training": config.batch_size, "inference": config.evaluation.batch_size}
-    for size in sizes.values():
+    for size in (config.batch_size, config.evaluation.batch_size):
         check_batch(size, mesh.size)
     compiled: list[float] = []
 
@@ -81,20 +81,7 @@ def benchmark(
         compiled.append(compilation.seconds)
         print(compilation, file=sys.stderr)
 
-    batch, images = (cases.draw(config, size) for size in sizes.values())
-    images = images["image"]
-    torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
-    drnet, shares = DRNet.from_config(config, config.classifier.classes), np.array(mix)
-    contestants = [
-        *cases.training(
-            config, drnet, costs, mesh, batch, cases.deal(shares, sizes["training"], config.seed),
-            lambda: Programs(announce),
-        ),
-        *cases.inference(
-            drnet, costs, mesh, images, shares, config.seed, announce
-        ),
-        *torch,
-    ]
+    contestants = _contestants(config, costs, mesh, np.array(mix), with_torch, announce)
     timings = timing.measure(contestants, repeats, lambda: sum(compiled))
     found = {
         (case.group, case.name): (case, timed)
@@ -110,6 +97,26 @@ def benchmark(
         "bucketed_over_dense": rates["training", "bucketed"] / rates["training", "dense"],
         "input": _input(config, repeats),
     }
+
+
+def _contestants(
+    config: Config, costs: Costs, mesh: Mesh, mix: np.ndarray, with_torch: bool,
+    announce: Callable[[Compilation], None],
+) -> list[cases.Contestant]:
+    """All that is timed, on the same drawn images, whose choices are dealt out in the mix [R]."""
+    batch = cases.draw(config, config.batch_size)
+    images = cases.draw(config, config.evaluation.batch_size)["image"]
+    # First, as it may refuse.
+    torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
+    drnet = DRNet.from_config(config, config.classifier.classes)
+    choice = cases.deal(mix, config.batch_size, config.seed)
+    return [
+        *cases.training(
+            config, drnet, costs, mesh, batch, choice, lambda: Programs(announce)
+        ),
+        *cases.inference(drnet, costs, mesh, images, mix, config.seed, announce),
+        *torch,
+    ]
 
 
 def _row(

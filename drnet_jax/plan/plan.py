@@ -31,6 +31,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.plan.programs import bytes_of, compiled, exchanged, state_of
 from drnet_jax.plan.target import Target
 from drnet_jax.train.objectives import make_objective
+from drnet_jax.train.state import TrainState
 
 DECODE_SECONDS = 2.0  # that decoding is timed for
 
@@ -76,16 +77,7 @@ def plan(
         },
         "config": dataclasses.asdict(config),
         "mix": list(mix),
-        "parameters": dataclasses.asdict(costs.parameters) | {"total": costs.parameters.total},
-        "multiply_adds": {
-            **{str(size): count
-               for size, count in zip(costs.resolutions, costs.classifier, strict=True)},
-            "predictor": costs.predictor,
-        },
-        "checkpoint_bytes": {stage: bytes_of(state) for stage, state in states.items()},
-        "exchanged_bytes": {
-            stage: bytes_of(exchanged(state, stage)) for stage, state in states.items()
-        },
+        **_counts(costs, states),
         "schedule": {
             stage: _schedule(config, target, costs, mix, utilisation, images, stage)
             for stage in STAGES
@@ -100,6 +92,22 @@ def plan(
     if target.mesh is not None:
         report |= compiled(config, target, drnet, costs, mix, states)
     return report
+
+
+def _counts(costs: Costs, states: dict[str, TrainState]) -> dict[str, Any]:
+    """What is exact on any device: parameters, multiply-adds, and bytes by stage."""
+    return {
+        "parameters": dataclasses.asdict(costs.parameters) | {"total": costs.parameters.total},
+        "multiply_adds": {
+            **{str(size): count
+               for size, count in zip(costs.resolutions, costs.classifier, strict=True)},
+            "predictor": costs.predictor,
+        },
+        "checkpoint_bytes": {stage: bytes_of(state) for stage, state in states.items()},
+        "exchanged_bytes": {
+            stage: bytes_of(exchanged(state, stage)) for stage, state in states.items()
+        },
+    }
 
 
 def _schedule(
