@@ -20,6 +20,7 @@ from drnet_jax.benchmark.timing import Case, Timing, measure
 from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
 from drnet_jax.train.objectives import GumbelObjective
+from tests import runs
 from tests.tiny import RESOLUTIONS, Trainer, random_batch, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -33,17 +34,23 @@ COUNTS = [6, 6, 12]  # of BATCH at MIX
 # --- The command line ---------------------------------------------------------------------------
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "drnet_jax.benchmark", "--config=configs/default.py",
-         "--config.classifier.name=tests.tiny:TinyNet", "--config.classifier.width=1.0",
-         "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
-         f"--config.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
-         "--config.bucket_multiple=4", "--config.data.name=folder",
-         "--config.router.objective=gumbel", "--config.budget=0", *arguments],
-        cwd=ROOT, text=True, capture_output=True, timeout=300,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS},
-    )
+CONFIG = [
+    "--config", str(ROOT / "configs" / "default.py"),
+    "--config.classifier.name=tests.tiny:TinyNet", "--config.classifier.width=1.0",
+    "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
+    f"--config.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
+    "--config.bucket_multiple=4", "--config.data.name=folder",
+    "--config.router.objective=gumbel", "--config.budget=0",
+]
+# Turns of a second are for figures, and here are none.
+SHORT_TURNS = """
+import sys
+from drnet_jax import commands
+from drnet_jax.benchmark import timing
+
+timing.TURN = 0.02
+commands.main(["drnet", "benchmark", *sys.argv[1:]])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +69,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-    done = command(
-        f"--batch={BATCH}", f"--mix={MIX}", "--repeats=3", "--json", f"--config.data.dir={folder}"
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_TURNS, *CONFIG, f"--config.data.dir={folder}",
+         f"--batch={BATCH}", f"--mix={MIX}", "--repeats=3", "--json"],
+        cwd=ROOT, text=True, capture_output=True, timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS},
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("devices: 1 x cpu\n")
     return json.loads(done.stdout)
 
 
@@ -175,11 +186,13 @@ def test_text_says_why_the_input_pipeline_was_skipped(report):
     (("--mix=0.5,x,0.5",), "--mix: expected numbers"),
     (("--batch=0",), "--batch=0"),
     (("--batch=24",), "config.classifier.classes: expected a number of classes"),
+    (("--config.classifier.classes=2", "--out=gs://bucket/a"), "--out: expected a directory of a"),
 ])
-def test_command_line_errors(arguments, message):
-    done = command(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ") and message in done.stderr
+def test_command_line_errors(capsys, arguments, message):
+    assert runs.call("benchmark", *CONFIG, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and message in err
 
 
 # --- Errors before long work --------------------------------------------------------------------

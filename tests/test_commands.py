@@ -1,11 +1,16 @@
 """The one table of commands: what starts which, and errors of one line."""
 
+import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from drnet_jax import commands
+from drnet_jax.commands import shared
+from drnet_jax.errors import UserError
 from tests import runs
 
 CONFIG = str(runs.REPOSITORY / "configs" / "imagenet_resnet50.py")
@@ -56,6 +61,17 @@ def test_a_config_takes_an_argument(capsys):
     (("cost", "--config", CONFIG, "--mix=0.5,x,0.5"), "--mix: expected numbers"),
     (("train", "--config", CONFIG, "--workdir=a", "--budget=1"), "budget"),
     (("eval", "--workdir=a", "--warm-up"), "warm-up"),
+    (("cost", "--config", CONFIG, "--config.resolutions[9]=3"), "unknown key tuple index"),
+    (("cost", "--config", CONFIG, "--config.=3"), "unknown key"),
+    (("cost", "--config", CONFIG, "--config.seed.x=3"), "seed.x"),
+    (("cost", "--config", CONFIG, "--config.router=3"), "is not a dict"),
+    (("train", "--config", CONFIG, "--workdir="), "--workdir: expected a directory, received ''"),
+    (("train", "--config", CONFIG, "--workdir", __file__), "test_commands.py is a file"),
+    (("train", "--config", CONFIG, "--workdir", f"{__file__}/a"), "test_commands.py is a file"),
+    (("train", "--config", CONFIG, "--workdir=gs://bucket/a"), "mount the bucket"),
+    (("eval", "--workdir=gs://bucket/a"), "mount the bucket"),
+    (("eval", "--workdir=~nobody_of_that_name/a"), "--workdir: expected a directory"),
+    (("eval", "--workdir", "a" * 300), "--workdir: expected a directory"),
 ])
 def test_errors_are_one_line_and_status_2(capsys, arguments, message):
     assert runs.call(*arguments) == 2
@@ -65,11 +81,76 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message):
     assert err.count("\n") == 1
 
 
+# A file, and what is said of it: name, line and what is wrong.
+CONFIGS = {
+    "config.json": ('{"seed": 3,\n "curve": true}', "config.json, line 2: NameError"),
+    "literal.json": ('{"seed": 3}', "literal.json: expected a Python file that defines"),
+    "syntax.py": ("a = 1\ndef get_config(\n", "syntax.py, line 2: SyntaxError: '('"),
+    "binary.py": ("\0", "binary.py: SyntaxError"),
+    "raises.py": ("def get_config():\n    a = 0\n    return 1 / a\n",
+                  "raises.py, line 3: ZeroDivisionError: division by zero\n"),
+    "imports.py": ("\nimport no_such_module\n", "imports.py, line 2: ModuleNotFoundError"),
+    "lines.py": ("def get_config():\n  raise KeyError('a\\nb')\n", "lines.py, line 2: KeyError"),
+    "empty.py": ("", "empty.py: expected a Python file that defines get_config()"),
+    "nothing.py": ("def get_config():\n    pass\n", "a ConfigDict, received NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_file_that_is_none_is_one_line(tmp_path, capsys, name):
+    text, message = CONFIGS[name]
+    (tmp_path / name).write_text(text)
+    assert runs.call("cost", "--config", str(tmp_path / name)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_a_missing_config_file_says_where_it_was_looked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs.call("cost", "--config=configs/default.py") == 2
+    assert f"found no file 'configs/default.py' in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert runs.call("eval", "--workdir=~/runs/a") == 2
+    assert f"error: {tmp_path}/runs/a: expected a working directory" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # nor is anything made by a check
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="a directory that can be written"):
+        shared.directory("--workdir", str(tmp_path / "run"))
+    assert shared.directory("--workdir", str(tmp_path), to_write=False) == tmp_path
+
+
+def test_a_relative_directory_stays_one():
+    assert shared.directory("--workdir", "runs/a") == Path("runs/a")
+
+
+def test_a_report_survives_a_terminal_without_its_letters(monkeypatch):
+    """And undecodable bytes of a class name, which Python holds as lone surrogates."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert runs.call("--help") == 0
+    print("71.2 \u00b1 0.3, class \udcff")
+    assert terminal.buffer.getvalue().decode().endswith("71.2 \\xb1 0.3, class \\udcff\n")
+
+
 def test_help_lists_commands_and_flags(capsys):
     assert runs.call("--help") == 0
     assert "prepare" in capsys.readouterr().out
     assert runs.call("cost", "--help") == 0
-    assert "--mix" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("What a model costs: drnet cost ")
+    assert "\n  --mix=VALUE\n      Share of the images" in out and "\n  --layers\n" in out
+    assert "drnet_jax.commands" not in out
+    assert runs.call("benchmark", "--help") == 0
+    assert "Default: 5." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["drnet_jax", "drnet_jax.main"])

@@ -1,15 +1,18 @@
 """The config files, and every way in which `parse` refuses one."""
 
 import json
+import math
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from drnet_jax.config import parse
+from drnet_jax.commands.shared import define_config
+from drnet_jax.config import RANGES, parse
 from drnet_jax.config_files import override
 from drnet_jax.errors import UserError
 
@@ -88,7 +91,17 @@ def test_malformed_config(key, value, message):
         parse(traverse_util.unflatten_dict(leaves | {key: value}, sep="."))
 
 
+INFINITE = float("inf")
 IMPOSSIBLE = [
+    ("seed", 2**31), ("batch_size", 10**9), ("log_every", 10**9), ("bucket_lead", 10**9),
+    ("bucket_multiple", 512),  # more than the batch of 256
+    ("budget", INFINITE), ("budget", 1e9), ("classifier.width", INFINITE), ("classifier.width", 65),
+    ("classifier.classes", 10**9), ("predictor.width", INFINITE), ("data.threads", 10**6),
+    ("data.workers", 10**6), ("data.crop_area", (0.5, INFINITE)), ("data.crop_ratio", (1.0, 1e9)),
+    ("resolutions", (100_000, 224, 112)), ("predictor.resolution", 100_000),
+    ("evaluation.batch_size", 10**9), ("evaluation.speed_images", 0),
+    ("evaluation.every_epochs", INFINITE), ("checkpoint.keep", 10**9),
+    ("checkpoint.every_steps", 10**10),
     ("router.objective", "argmax"), ("router.gumbel.estimator", "dense"), ("router.outcome.exploration", -0.1),
     ("budget", -1.0), ("budget", 0.0),
     ("seed", -1), ("seed", 2**31 - 1),
@@ -125,12 +138,56 @@ def test_impossible_value(key, value):
     assert re.fullmatch(pattern, str(raised.value))
 
 
-@pytest.mark.parametrize("key", ["router.gumbel.alpha", "router.gumbel.eta", "optimizer.weight_decay",
-                                 "pretrain.learning_rate", "finetune.decay_epochs",
-                                 "pretrain.distillation"])
-def test_nan_is_impossible(key):
-    with pytest.raises(UserError, match=re.escape(f"config.{key}: expected")):
-        parse(default_with(key, float("nan")))
+NUMBERS = sorted(key for key, value in traverse_util.flatten_dict(load().to_dict(), sep=".").items()
+                 if isinstance(value, float))
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [float("nan"), INFINITE, -INFINITE])
+def test_numbers_are_finite(key, value):
+    with pytest.raises(UserError, match=re.escape(f"config.{key}: expected a finite number")):
+        parse(default_with(key, value))
+
+
+@pytest.mark.parametrize("key", sorted(RANGES))
+def test_the_ends_of_a_range_are_possible_and_what_lies_beyond_is_not(key):
+    config = load().to_dict()
+    value = traverse_util.flatten_dict(config, sep=".")[key]
+    low, high = RANGES[key]
+    least = 1 if isinstance(value, int) else 1e-6
+    for beyond in (low - least, high + max(least, high * 1e-9)):
+        if math.isfinite(beyond):
+            with pytest.raises(UserError, match=rf"config\.{re.escape(key)}: expected (at least|more)"):
+                parse(default_with(key, type(value)(beyond)))
+    assert low <= value <= high
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("seed", 2**31 - 2), ("data.threads", 1024), ("resolutions", (4096, 8)), ("bucket_multiple", 256),
+    ("evaluation.batch_size", 2**16), ("pretrain.epochs", 0.5), ("pretrain.warmup_epochs", 0.25),
+    ("evaluation.every_epochs", 0.1), ("optimizer.clip_norm", 0.0),
+])
+def test_values_at_the_ends_and_parts_of_an_epoch_are_possible(key, value):
+    assert parse(default_with(key, value)).get(key) == value
+
+
+@pytest.mark.parametrize(("epochs", "images", "steps"), [
+    (2.0, 2560, 20), (0.5, 2560, 5), (0.25, 2560, 2), (0.01, 2560, 1), (0.0, 2560, 0),
+    (1.5, 2600, 15),  # what does not fill a batch is left out of every epoch
+])
+def test_steps_of_parts_of_an_epoch(epochs, images, steps):
+    config = parse(default_with("pretrain.epochs", epochs))
+    assert config.steps("pretrain", images) == steps
+
+
+def test_parts_of_an_epoch_from_the_command_line():
+    """Although the file may have said a whole number."""
+    values = flags.FlagValues()
+    file = str(ROOT / "configs" / "quickstart.py")
+    argv = ["drnet", "--config", file, "--config.pretrain.epochs=0.5"]
+    config = define_config(values, argv)
+    values(argv)
+    assert config().pretrain.epochs == 0.5
 
 
 def test_a_run_needs_a_stage():

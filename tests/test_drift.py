@@ -8,7 +8,8 @@ from drnet_jax.errors import UserError
 from tests.tiny import mesh_of, tiny_config
 
 CONFIG = tiny_config({
-    "batch_size": 32, "bucket_multiple": 8, "bucket_lead": 4, "budget": 1.2e-5,
+    "batch_size": 32, "bucket_multiple": 16, "bucket_lead": 4, "budget": 0.0,
+    "router.objective": "gumbel", "classifier.name": "tests.tiny:TinyPredictor",
 })
 
 
@@ -21,7 +22,7 @@ def test_every_resolution_in_turn_has_most_of_the_images():
 
 def test_a_drifting_run_says_what_it_compiled_and_waited_for(monkeypatch):
     monkeypatch.setattr(drift, "data_mesh", lambda: mesh_of(1))
-    report = drift.drift(CONFIG, steps=24)
+    report = drift.drift(CONFIG, steps=16)
     names = [each["name"] for each in report["programs"]]
     assert names[:5] == ["route", "bucket 16px x32", "bucket 12px x32", "bucket 8px x32",
                          "update of stage 2"]

@@ -1,8 +1,7 @@
 """Both stages, a kill at three moments, evaluation from the directory alone, and bad input."""
 
-import dataclasses
 import json
-import resource
+import re
 import shutil
 import signal
 import time
@@ -12,10 +11,7 @@ import numpy as np
 import pytest
 
 from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
-from drnet_jax.data.loader import train_batches
-from drnet_jax.data.sources import open_source
 from drnet_jax.devices import data_mesh
-from drnet_jax.errors import UserError
 from tests import runs
 from tests.tiny import assert_equal
 
@@ -326,23 +322,35 @@ def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path, capsys):
     assert "last good checkpoint" in err
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(images, finished, tmp_path):
-    """A limit on the size of files fails a write as a full disk does, and needs no privilege."""
+FULL_DISK = """
+import dataclasses, os, resource
+from drnet_jax.checkpoint import Checkpoints
+from drnet_jax.data.loader import train_batches
+from drnet_jax.data.sources import open_source
+from drnet_jax.devices import data_mesh
+from drnet_jax.errors import UserError
+
+checkpoints = Checkpoints(os.environ["WORKDIR"], keep=3)
+meta = checkpoints.meta(checkpoints.latest())
+params, batch_stats = checkpoints.restore_model(meta.step, data_mesh())
+batches = train_batches(
+    open_source(meta.config.data, True), meta.config.data, size=32, batch_size=8, seed=0)
+# It fails writes as a full disk does, and needs neither one nor a privilege.
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    checkpoints.save(
+        {"params": params, "batch_stats": batch_stats}, {}, batches,
+        dataclasses.replace(meta, step=meta.step + 1))
+    checkpoints.wait()
+except UserError as error:
+    print(error, flush=True)
+os._exit(0)  # orbax's threads would wait for the rest of the checkpoint
+"""
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    checkpoints = Checkpoints(str(tmp_path / "run"), keep=3)
-    meta = dataclasses.replace(checkpoints.meta(36), step=37)
-    params, batch_stats = checkpoints.restore_model(36, data_mesh(jax.devices()[:1]))
-    source = open_source(meta.config.data, training=True)
-    batches = train_batches(source, meta.config.data, size=32, batch_size=8, seed=0)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with pytest.raises(UserError, match=r"could not be written.*Whole checkpoints: .*36\."):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-            checkpoints.save({"params": params, "batch_stats": batch_stats}, {}, batches, meta)
-            checkpoints.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        batches.close()
-        checkpoints.close()
-    assert open_existing(str(tmp_path / "run")).latest() == 36
-    assert_equal(final_parameters(tmp_path / "run"), (params, batch_stats))
+    done = runs.python(FULL_DISK, WORKDIR=str(tmp_path / "run"))
+    assert "a checkpoint could not be written" in done.stdout, done.stderr
+    assert re.search(r"Whole checkpoints: .*36\. Make room", done.stdout)
+    assert_equal(final_parameters(tmp_path / "run"), final_parameters(finished))

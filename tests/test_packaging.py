@@ -21,7 +21,7 @@ LAUNCHERS = sorted(path for path in ROOT.glob("launch/*.sh") if path.name != "en
 SCRIPTS = [*LAUNCHERS, ROOT / "launch/env.sh", ROOT / ".ci/run"]
 
 # The one module with an optional dependency, the extra `torch`.
-TORCH_MODULE = "drnet_jax.torch_baseline"
+TORCH_MODULE = "drnet_jax.benchmark.torch_baseline"
 
 IMPORT_EVERYTHING = f"""
 import importlib, pkgutil, sys
@@ -69,7 +69,7 @@ def imports(path: Path) -> set[str]:
 def test_no_module_imports_tensorflow():
     result = run(sys.executable, "-c", IMPORT_EVERYTHING, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert {"drnet_jax.main", "drnet_jax.train.steps"} <= set(result.stdout.split())
+    assert {"drnet_jax.main", "drnet_jax.train.step"} <= set(result.stdout.split())
 
 
 def test_every_import_is_a_requirement():
@@ -83,7 +83,7 @@ def test_every_import_is_a_requirement():
     }
     # PyTorch is the benchmark's, on request.
     assert undeclared <= {
-        f"{TORCH_MODULE.replace('.', '/')}.py: torch", "drnet_jax/benchmark_cases.py: torch",
+        f"{TORCH_MODULE.replace('.', '/')}.py: torch", "drnet_jax/benchmark/cases.py: torch",
     }
 
 
@@ -120,7 +120,7 @@ class Clone:
             shutil.copy(ROOT / name, self.path)
         program(self.path / ".venv/bin/python", f"""
             printf '[%s]' "$@" >>'{self.log}'
-            echo >>'{self.log}'
+            echo " in $PWD" >>'{self.log}'
             exit "${{STATUS:-0}}"
         """)
 
@@ -131,7 +131,7 @@ class Clone:
         return run(*command, cwd=self.parent, env=environment)
 
     def launch(self, name: str, *arguments: str, **variables: str) -> list[str]:
-        """Runs a launcher; returns the calls of Python that it made."""
+        """Runs a launcher; returns the calls of Python that it made, each " in DIRECTORY"."""
         self.log.write_text("")
         variables = {"JAX_PLATFORMS": "cpu", **variables}
         result = self.run(f"a clone/launch/{name}", *arguments, **variables)
@@ -139,23 +139,24 @@ class Clone:
         return self.log.read_text().splitlines()
 
 
+    def installs(self, extras: str) -> list[str]:
+        command = f"[-m][pip][install][--disable-pip-version-check][--editable][.{extras}]"
+        return [f"{command} in {self.path}"]
+
+
 @pytest.fixture
 def clone(tmp_path):
     return Clone(tmp_path)
 
 
-def installs(extras: str) -> list[str]:
-    return [f"[-m][pip][install][--disable-pip-version-check][--editable][.{extras}]"]
-
-
 def test_setup_installs_once(clone):
-    assert clone.launch("setup.sh") == installs("")
+    assert clone.launch("setup.sh") == clone.installs("")
     assert clone.launch("setup.sh") == []
 
 
 def test_setup_installs_each_set_of_extras(clone):
-    assert clone.launch("setup.sh", "dev") == installs("[dev]")
-    assert clone.launch("setup.sh", "dev", "torch") == installs("[dev,torch]")
+    assert clone.launch("setup.sh", "dev") == clone.installs("[dev]")
+    assert clone.launch("setup.sh", "dev", "torch") == clone.installs("[dev,torch]")
     assert clone.launch("setup.sh", "dev") == []
 
 
@@ -163,7 +164,7 @@ def test_setup_installs_each_set_of_extras(clone):
     ("platforms", "extras"), [("cuda,cpu", "[cuda]"), ("gpu", "[cuda]"), ("tpu,cpu", "[tpu]")]
 )
 def test_setup_adds_the_extra_of_the_platform(clone, platforms, extras):
-    assert clone.launch("setup.sh", JAX_PLATFORMS=platforms) == installs(extras)
+    assert clone.launch("setup.sh", JAX_PLATFORMS=platforms) == clone.installs(extras)
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
@@ -171,12 +172,12 @@ def test_setup_installs_again_when_what_it_reads_changed(clone, name):
     clone.launch("setup.sh")
     with (clone.path / name).open("a") as file:
         file.write("# changed\n")
-    assert clone.launch("setup.sh") == installs("")
+    assert clone.launch("setup.sh") == clone.installs("")
 
 
 def test_setup_repeats_an_installation_that_failed(clone):
-    assert clone.launch("setup.sh", STATUS="1") == installs("")
-    assert clone.launch("setup.sh") == installs("")
+    assert clone.launch("setup.sh", STATUS="1") == clone.installs("")
+    assert clone.launch("setup.sh") == clone.installs("")
 
 
 def test_setup_refuses_an_old_python(clone):
@@ -196,57 +197,99 @@ def test_setup_refuses_another_python_than_the_environment_was_made_with(clone):
     assert ".venv was made with Python 3.11 and PYTHON=python-new is another" in result.stderr
 
 
-def test_demo_installs_trains_and_evaluates(clone):
-    arguments = "[--config=configs/quickstart.py][--config.data.dir=runs/data][--workdir=runs/demo]"
+def test_demo_installs_trains_and_evaluates_where_it_was_called_from(clone):
+    arguments = (
+        "[--config=a clone/launch/../configs/quickstart.py][--config.data.dir=runs/data]"
+        f"[--workdir=runs/demo][--config.seed=3] in {clone.parent}"
+    )
     assert clone.launch("demo.sh", "--config.seed=3") == [
-        *installs(""),
-        f"[-m][drnet_jax.main][--mode=train]{arguments}[--config.seed=3]",
-        f"[-m][drnet_jax.main][--mode=eval]{arguments}[--config.seed=3]",
+        *clone.installs(""),
+        f"[-m][drnet_jax.main][--mode=train]{arguments}",
+        f"[-m][drnet_jax.main][--mode=eval]{arguments}",
     ]
+
+
+def test_train_reads_paths_against_the_callers_directory(clone):
+    """Python runs there; what lies in the clone is found all the same."""
+    program(clone.path / ".venv/bin/python", """
+        [[ $2 == pip ]] || echo "$PWD, $PYTHONPATH"
+    """)
+    result = clone.run("a clone/launch/train.sh", PYTHONPATH="mine", JAX_PLATFORMS="cpu")
+    assert result.stdout.splitlines()[-2:] == [f"{clone.parent}, {clone.path}:mine"] * 2
+
+
+def test_a_virtual_environment_is_relative_to_the_caller(clone):
+    (clone.path / ".venv").rename(clone.parent / "venv")
+    assert clone.launch("setup.sh", VENV="venv") == clone.installs("")
 
 
 def test_train_stops_when_training_fails(clone):
     clone.launch("setup.sh")
-    assert clone.launch("train.sh", STATUS="2") == ["[-m][drnet_jax.main][--mode=train]"]
+    assert clone.launch("train.sh", STATUS="2") == [
+        f"[-m][drnet_jax.main][--mode=train] in {clone.parent}"]
 
 
 @pytest.mark.parametrize(("torch", "extras"), [("", "[dev]"), ("0", "[dev]"), ("1", "[dev,torch]")])
 def test_test_checks_style_then_behaviour(clone, torch, extras):
     assert clone.launch("test.sh", "-k", "a name", TORCH=torch) == [
-        *installs(extras), "[-m][ruff][check][.]", "[-m][pytest][-k][a name]",
+        *clone.installs(extras), f"[-m][ruff][check][.] in {clone.path}",
+        f"[-m][pytest][-k][a name] in {clone.path}",
     ]
 
 
 def test_gpu_check_installs_tests_and_measures(clone):
-    check, tests, benchmark = clone.launch("gpu_check.sh", "--batch=64")[1:]
-    assert check.startswith("[-c]")
-    assert tests.startswith("[-m][pytest][-q][tests/test_norm.py]")
+    devices, tests, benchmark = clone.launch("gpu_check.sh", "--batch=64")[1:]
+    assert devices.startswith("[-c]")
+    _, *files = tests.removesuffix(f" in {clone.path}").split("[-q]")[1].split("[")
+    assert files and all((ROOT / file.rstrip("]")).is_file() for file in files)
     assert benchmark == (
-        "[-m][drnet_jax.benchmark][--config=configs/imagenet_resnet50.py][--batch=256]"
-        "[--dtypes=bfloat16,float32][--out=runs/gpu_check][--batch=64]"
+        f"[-m][drnet_jax.benchmark][--config={clone.path}/configs/imagenet_resnet50.py]"
+        "[--batch=256][--dtypes=bfloat16,float32][--out=runs/gpu_check][--batch=64] in "
+        f"{clone.parent}"
     )
 
 
+def test_gpu_check_does_not_check_the_cpu_in_place_of_a_gpu(clone):
+    program(clone.path / ".venv/bin/python", """
+        [[ $1 != -c ]] || echo "warning: devices: 1 x cpu"
+        [[ $2 != pytest ]] || echo "tested"
+    """)
+    result = clone.run("a clone/launch/gpu_check.sh", JAX_PLATFORMS="cuda,cpu")
+    assert result.returncode == 2
+    assert "warning: devices: 1 x cpu" in result.stdout and "tested" not in result.stdout
+
+
 def test_gpu_check_on_the_cpu_with_tiny_networks(clone):
-    """The script as it is, but for the installation: tests, and a table of both types."""
+    """The script as it is, but for the installation and short turns: tests, and a table of both
+    types."""
+    measure = (
+        "import sys; from drnet_jax import commands; from drnet_jax.benchmark import timing; "
+        'timing.TURN = 0.02; commands.main(["drnet", "benchmark", *sys.argv[1:]])'
+    )
     program(clone.path / ".venv/bin/python", f"""
-        [[ $2 == pip ]] || exec '{sys.executable}' "$@"
+        case $2 in
+            pip) ;;
+            drnet_jax.benchmark) exec '{sys.executable}' -c '{measure}' "${{@:3}}" ;;
+            *) exec '{sys.executable}' "$@" ;;
+        esac
     """)
     for name in ("drnet_jax", "configs", "tests"):
         (clone.path / name).symlink_to(ROOT / name)
     result = clone.run(
         "a clone/launch/gpu_check.sh", "--batch=8", "--repeats=1", "--config.classifier.classes=3",
-        "--config.classifier.name=tests.tiny:TinyNet", "--config.classifier.width=1.0",
-        "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
+        "--config.classifier.name=tests.tiny:TinyPredictor", "--config.classifier.width=1.0",
+        "--config.predictor.name=tests.tiny:TinyPredictor", "--config.predictor.width=1.0",
         "--config.resolutions=(16, 8)", "--config.predictor.resolution=8",
-        JAX_PLATFORMS="cpu", TESTS="tests/test_buckets.py",
+        **{name: value for name, value in os.environ.items() if name.startswith("JAX_")},
+        TESTS="tests/test_report.py",
         XLA_FLAGS="--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    out = clone.path / "runs/gpu_check"
+    out = clone.parent / "runs/gpu_check"
+    assert (out / "devices.txt").read_text() == "devices: 1 x cpu\n"
     assert "passed" in (out / "tests.txt").read_text()
     reports = json.loads((out / "benchmark.json").read_text())
-    assert [report["config"]["model"]["dtype"] for report in reports] == ["bfloat16", "float32"]
+    assert [report["config"]["dtype"] for report in reports] == ["bfloat16", "float32"]
     assert reports[0]["config"]["batch_size"] == 8
     table = (out / "benchmark.md").read_text()
     assert "on 1 x cpu" in table  # the card's name
@@ -296,10 +339,11 @@ def test_tpu_runs_the_commit_on_a_worker_with_the_arguments_unharmed(clone):
         "tpu.sh", *arguments, TPU_NAME="slice", ZONE="z", VENV=str(clone.path / ".venv")
     )
     flags = "[--distributed]" + "".join(f"[{argument}]" for argument in arguments)
+    there = worker / "drnet_jax"
     assert calls == [
-        *installs("[tpu]"),
-        f"[-m][drnet_jax.main][--mode=train]{flags}",
-        f"[-m][drnet_jax.main][--mode=eval]{flags}",
+        clone.installs("[tpu]")[0].replace(str(clone.path), str(there)),
+        f"[-m][drnet_jax.main][--mode=train]{flags} in {there}",
+        f"[-m][drnet_jax.main][--mode=eval]{flags} in {there}",
     ]
 
 

@@ -39,6 +39,15 @@ def described(devices=2):
     return Target("tpu:test:2", "tpu", devices, 1, CHIP, mesh_of(devices), "")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_timings():
+    """Seconds are measured here, but nothing is said of how many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "DECODE_SECONDS", 0.05)
+        patch.setattr(programs, "TURNS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def compiled():
     # The shares of a mix need not be exact.
@@ -156,7 +165,7 @@ def test_a_program_that_fails_is_a_row_and_not_a_traceback(capsys):
 
 def test_our_layers_beside_flax():
     config = tiny_config({
-        "classifier.name": "resnet18", "classifier.width": 0.0625, "resolutions": (32, 16),
+        "classifier.name": "resnet10", "classifier.width": 0.0625, "resolutions": (32, 16),
         "predictor.resolution": 8, "budget": 2e-4, "batch_size": 4,
     })
     pairs = programs.reference(config, described())
