@@ -79,8 +79,8 @@ def override(config: ConfigDict, argument: str) -> ConfigDict:
 
     Args:
         config: what to override.
-        argument: "key=value,...". A key is one of the `router.gumbel` group ("alpha=2.5,eta=0.2") or a
-            path from the root ("seed=1,resolutions=(224,112)"); "" overrides nothing.
+        argument: "key=value,...". A key is one of the `router.gumbel` group ("alpha=2.5,eta=0.2")
+            or a path from the root ("seed=1,resolutions=(224,112)"); "" overrides nothing.
 
     Returns:
         `config`.

@@ -54,9 +54,9 @@ def join_hosts(seconds: int = 300) -> None:
     try:
         with _ending_after(
             seconds,
-            f"--distributed: not all of the {count or ''} processes came to {address or 'the first'} "
-            f"within {seconds} s; expected each to be running, with its own {HOSTS[2]}, and "
-            f"{HOSTS[0]} to be that of process 0 and open to all",
+            f"--distributed: not all of the {count or ''} processes came to "
+            f"{address or 'the first'} within {seconds} s; expected each to be running, with its "
+            f"own {HOSTS[2]}, and {HOSTS[0]} to be that of process 0 and open to all",
         ):
             # JAX itself reads the address; where its own time is up it aborts with a C++ stack.
             jax.distributed.initialize(
@@ -108,7 +108,7 @@ def found_devices() -> str:
     except Exception as error:  # without a GPU and with "cuda" alone an AssertionError of no text
         raise UserError(
             f"JAX_PLATFORMS={asked}: expected such devices, and JAX, which must be able to use "
-            f"each kind, found none ({str(error) and first_line(error) or 'none is visible'}); "
+            f"each kind, found none ({(str(error) and first_line(error)) or 'none is visible'}); "
             "install the extra that they need (drnet_jax[cuda] or drnet_jax[tpu]), or compute on "
             "the CPU with JAX_PLATFORMS=cpu"
         ) from error

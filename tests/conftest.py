@@ -15,19 +15,18 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-# The same program is compiled once a session, in whichever test or process. XLA logs of each that
-# it loads again that a feature of the machine has no name there.
-CACHE = tempfile.mkdtemp(prefix="drnet_jax_tests_")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3",
-}
+# The same program is compiled once a session, in whichever test or process.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="drnet_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Else XLA logs of each program that it loads again that it does not know a feature of the machine.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import jax
 import pytest
 from absl import flags
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Accelerators would round the factors of products; references are in full float32.
 jax.config.update("jax_default_matmul_precision", "highest")
 # More programs in flight than cores can deadlock a collective.

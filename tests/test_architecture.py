@@ -1,4 +1,4 @@
-"""Each module imports only what stands to its left; modules and functions are of a readable size."""
+"""Each module imports only what stands to its left, and is of a readable size."""
 
 import ast
 import graphlib
@@ -11,13 +11,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "drnet_jax").rglob("*.py"))
 # Modules, and packages as one place each; what starts commands is the last.
-ORDER = (
-    "errors config config_files formatting ops images buckets resolutions routing models drnet cost "
-    "devices data checkpoint inference evaluation train benchmark plan commands main __main__"
-).split()
+ORDER = [
+    "errors", "config", "config_files", "formatting",
+    "ops", "images", "buckets", "resolutions", "routing", "models",
+    "drnet", "cost", "devices", "data",
+    "checkpoint", "inference", "evaluation", "train", "benchmark", "plan",
+    "commands", "main", "__main__",
+]
 LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7
 # "file" or "file:function", and why it may be larger.
-LARGER: dict[str, str] = {}
+LARGER = {
+    "evaluation/evaluate.py:evaluate": "half of it says what eval.json holds",
+    "train/device.py:bucket": "what a program is built with, then what it is called with",
+    "train/device.py:finetune_update": "what a program is built with, then what it is called with",
+    "train/loop.py": "being taken apart",
+    "train/loop.py:_steps": "being taken apart",
+}
 
 
 def module_of(path: Path) -> str:

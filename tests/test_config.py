@@ -102,7 +102,8 @@ IMPOSSIBLE = [
     ("evaluation.batch_size", 10**9), ("evaluation.speed_images", 0),
     ("evaluation.every_epochs", INFINITE), ("checkpoint.keep", 10**9),
     ("checkpoint.every_steps", 10**10),
-    ("router.objective", "argmax"), ("router.gumbel.estimator", "dense"), ("router.outcome.exploration", -0.1),
+    ("router.objective", "argmax"), ("router.gumbel.estimator", "dense"),
+    ("router.outcome.exploration", -0.1),
     ("budget", -1.0), ("budget", 0.0),
     ("seed", -1), ("seed", 2**31 - 1),
     ("batch_size", 0), ("bucket_multiple", 0), ("bucket_lead", -1), ("log_every", 0),
@@ -115,7 +116,8 @@ IMPOSSIBLE = [
     ("resolutions", (224, 224)), ("resolutions", (224, 7)),
     ("resolutions", tuple(range(224, 215, -1))), ("dtype", "float16"),
     ("predictor.width", 0), ("predictor.resolution", 7), ("predictor.resolution", 225),
-    ("router.gumbel.estimator", "soft"), ("router.gumbel.temperature", 0), ("router.gumbel.alpha", 0),
+    ("router.gumbel.estimator", "soft"), ("router.gumbel.temperature", 0),
+    ("router.gumbel.alpha", 0),
     ("router.gumbel.eta", -0.1), ("optimizer.predictor_rate", 0),
     ("optimizer.momentum", 1), ("optimizer.momentum", -0.1), ("optimizer.weight_decay", -1e-4),
     ("optimizer.clip_norm", -1),
@@ -157,13 +159,15 @@ def test_the_ends_of_a_range_are_possible_and_what_lies_beyond_is_not(key):
     least = 1 if isinstance(value, int) else 1e-6
     for beyond in (low - least, high + max(least, high * 1e-9)):
         if math.isfinite(beyond):
-            with pytest.raises(UserError, match=rf"config\.{re.escape(key)}: expected (at least|more)"):
+            pattern = rf"config\.{re.escape(key)}: expected (at least|more)"
+            with pytest.raises(UserError, match=pattern):
                 parse(default_with(key, type(value)(beyond)))
     assert low <= value <= high
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("seed", 2**31 - 2), ("data.threads", 1024), ("resolutions", (4096, 8)), ("bucket_multiple", 256),
+    ("seed", 2**31 - 2), ("data.threads", 1024), ("resolutions", (4096, 8)),
+    ("bucket_multiple", 256),
     ("evaluation.batch_size", 2**16), ("pretrain.epochs", 0.5), ("pretrain.warmup_epochs", 0.25),
     ("evaluation.every_epochs", 0.1), ("optimizer.clip_norm", 0.0),
 ])

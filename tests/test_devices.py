@@ -1,5 +1,6 @@
-"""Programs compile once, here or in the background, for arguments of one shape."""
+"""Hosts that do not come, devices that are not there, and programs, which compile once."""
 
+import dataclasses
 import threading
 
 import jax
@@ -8,8 +9,105 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from drnet_jax import devices
 from drnet_jax.devices import Program, Programs
-from tests.tiny import mesh_of
+from drnet_jax.inference.engine import Engine
+from tests import runs
+from tests.tiny import COSTS, mesh_of, random_batch, random_variables, tiny_drnet
+
+
+def variables_of_hosts(monkeypatch, values):
+    for name, value in zip(devices.HOSTS, values, strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (("localhost:9999", "x", "0"), "JAX_NUM_PROCESSES: expected a number from 1 to 1000000, re"),
+    (("localhost:9999", "0", "0"), "JAX_NUM_PROCESSES: expected a number from 1"),
+    (("localhost:9999", "2", "2"), "JAX_PROCESS_ID: expected a number from 0 to 1, received '2'"),
+    (("localhost:9999", "2", "-1"), "JAX_PROCESS_ID: expected a number from 0 to 1, received '-1'"),
+    (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS: expected HOST:PORT, received 'localhost'"),
+    (("", "2", "0"), "JAX_COORDINATOR_ADDRESS: expected HOST:PORT, received ''"),
+])
+def test_wrong_variables_of_hosts(monkeypatch, capsys, tmp_path, values, message):
+    variables_of_hosts(monkeypatch, values)
+    assert runs.call("--distributed", *runs.arguments(tmp_path, tmp_path / "run")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+JOIN = """
+import os
+from drnet_jax import devices, errors
+
+for names in ([], devices.HOSTS[:1], devices.HOSTS[:2], devices.HOSTS[1:]):
+    values = dict(zip(devices.HOSTS, ("localhost:9999", "2", "0")))
+    os.environ.update({name: values[name] for name in names})
+    try:
+        devices.join_hosts()
+    except errors.UserError as error:
+        print(error)
+    for name in names:
+        del os.environ[name]
+"""
+
+
+def test_missing_variables_of_hosts_are_named():
+    """In a process of its own, as JAX is to find out by itself where it is."""
+    done = runs.python(JOIN)
+    assert done.stderr == ""
+    every_missing = (
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
+        "JAX_NUM_PROCESSES, JAX_PROCESS_ID", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS",
+    )
+    for line, missing in zip(done.stdout.splitlines(), every_missing, strict=True):
+        assert line.startswith("--distributed: expected a TPU slice, Slurm or the like, or the ")
+        assert f"; missing: {missing} (" in line
+
+
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_hosts_that_nobody_else_joins_end_with_one_line(index):
+    """Process 0 waits for the other, and the other for an answer."""
+    with runs.socket_port() as port:
+        address = f"localhost:{port}"
+    done = runs.python(
+        "from drnet_jax import devices; devices.join_hosts(seconds=1)",
+        JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=index,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"error: --distributed: not all of the 2 processes came to {address} within 1 s; ")
+    assert done.stderr.count("\n") == 1
+
+
+FIND = """
+import jax
+from jax.extend import backend
+from drnet_jax import devices, errors
+
+for platforms in ("cpu", "", "cuda,cpu", "cuda", "no_such_chip,cpu"):
+    backend.clear_backends()
+    jax.config.update("jax_platforms", platforms)
+    try:
+        print(devices.found_devices())
+    except errors.UserError as error:
+        print("error:", error)
+"""
+
+
+def test_devices_that_are_not_there_are_told():
+    done = runs.python(FIND, CUDA_VISIBLE_DEVICES="", TPU_SKIP_MDS_QUERY="1")
+    cpu, default, fallback, cuda, unknown = done.stdout.splitlines()
+    assert cpu == default == "devices: 1 x cpu"
+    assert fallback == (
+        "warning: devices: 1 x cpu; JAX_PLATFORMS=cuda,cpu, but JAX finds no device of 'cuda'")
+    assert cuda.startswith("error: JAX_PLATFORMS=cuda: expected such devices, and JAX")
+    assert "found none (none is visible); install the extra" in cuda
+    assert unknown.startswith("error: JAX_PLATFORMS=no_such_chip,cpu: expected such devices")
+    assert "no_such_chip" in unknown.partition("found none")[2]
 
 
 def doubling(name="double", gate=None):
@@ -53,31 +151,37 @@ def test_shapes_are_enough_to_compile(programs):
     assert len(traced) == 1
 
 
-def test_the_background_compiles_while_another_program_runs(programs):
+@pytest.fixture
+def slow(programs):
+    """(a program whose compilation in the background waits for a gate, its traces, the gate)."""
     gate = threading.Event()
-    slow, traced = doubling("slow", gate)
+    program, traced = doubling("slow", gate)
+    programs.prepare(program, ROWS)
+    yield program, traced, gate
+    gate.set()
+
+
+def test_the_background_compiles_while_another_program_runs(programs, slow):
+    program, traced, gate = slow
     quick, _ = doubling("quick")
-    programs.prepare(slow, ROWS)
-    programs.prepare(slow, ROWS)
+    programs.prepare(program, ROWS)
     np.testing.assert_array_equal(programs.run(quick, ROWS), 2 * ROWS)  # and the gate is shut
     assert [compilation.name for compilation in programs.announced] == ["quick"]
     gate.set()
-    np.testing.assert_array_equal(programs.run(slow, ROWS), 2 * ROWS)
+    np.testing.assert_array_equal(programs.run(program, ROWS), 2 * ROWS)
     assert len(traced) == 1 and traced[0].startswith("compile")
     assert [compilation.name for compilation in programs.announced] == ["quick", "slow"]
 
 
-def test_a_program_whose_turn_has_not_come_is_compiled_here(programs):
-    gate = threading.Event()
-    slow, _ = doubling("slow", gate)
+def test_a_program_whose_turn_has_not_come_is_compiled_here(programs, slow):
+    program, _, gate = slow
     wanted, traced = doubling("wanted")
-    programs.prepare(slow, ROWS)
     programs.prepare(wanted, ROWS)
     np.testing.assert_array_equal(programs.run(wanted, ROWS), 2 * ROWS)  # and the gate is shut
     assert traced == [threading.current_thread().name]
     assert [(each.name, each.background) for each in programs.announced] == [("wanted", False)]
     gate.set()
-    programs.run(slow, ROWS)
+    programs.run(program, ROWS)
     assert programs.announced[1].background
 
 
@@ -117,3 +221,19 @@ def test_other_shapes_are_an_error_and_not_another_compilation(programs):
     with pytest.raises(TypeError):
         programs.run(program, jnp.arange(6.0))
     assert len(traced) == 1
+
+
+def test_programs_of_one_name_are_not_one_program(programs):
+    """Two engines that share compiled programs and differ in what they compute of the logits."""
+    gumbel = tiny_drnet({"router.objective": "gumbel", "budget": 0.0})
+    outcome = dataclasses.replace(gumbel, scores=tiny_drnet().scores)
+    images, variables = random_batch(8)["image"], random_variables(gumbel)
+    variables = jax.device_put(variables, devices.replicated(mesh_of(8)))
+    found = []
+    for drnet in (gumbel, outcome):
+        engine = Engine(drnet, COSTS, 8, programs)
+        engine.load(*variables)
+        found.append(engine.scores(images))
+    assert len(programs.announced) == 2
+    assert len({compilation.name for compilation in programs.announced}) == 1
+    assert np.abs(found[0] - found[1]).max() > 0.1

@@ -42,7 +42,8 @@ def text(report: dict[str, Any]) -> str:
 def markdown(reports: Sequence[dict[str, Any]]) -> str:
     """Reports of one machine, that differ in config alone, as a Markdown table."""
     config, environment = reports[0]["config"], reports[0]["environment"]
-    classifier, mix = config["classifier"], "/".join(f"{100 * share:.3g}" for share in reports[0]["mix"])
+    classifier = config["classifier"]
+    mix = "/".join(f"{100 * share:.3g}" for share in reports[0]["mix"])
     header = ("", "images/s", "range", "multiply-adds an image", "over static", "realised",
               "padded %", "compile s")
     lines = [

@@ -55,8 +55,8 @@ def benchmark(
     """Measures everything.
 
     Args:
-        config: with `classifier.classes` set; training is timed at its `batch_size`, over all devices,
-            and inference at its `evaluation.batch_size`.
+        config: with `classifier.classes` set; training is timed at its `batch_size`, over all
+            devices, and inference at its `evaluation.batch_size`.
         mix: [R], the share of the images at each resolution; None is the same for all.
         with_torch: whether to time PyTorch too.
         repeats: turns of each case.

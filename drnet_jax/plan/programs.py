@@ -197,7 +197,8 @@ def reference(config: Config, target: Target) -> list[tuple[dict[str, Any], dict
             f"--reference: expected config.classifier.name to be a ResNet of this package, "
             f"received {config.classifier.name!r}"
         )
-    costs, rows = model_costs(config, config.classifier.classes), config.batch_size // target.devices
+    costs = model_costs(config, config.classifier.classes)
+    rows = config.batch_size // target.devices
     step = _step(config, target, drnet, costs, "pretrain")
     _, largest, *_ = step.all_programs(
         state_of(config, drnet, "pretrain"), _batch(config, config.batch_size),
