@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from drnet_jax import devices
 from drnet_jax.devices import Program, Programs
-from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.engine import score_program
 from tests import runs
-from tests.tiny import COSTS, mesh_of, random_batch, random_variables, tiny_drnet
+from tests.tiny import mesh_of, random_batch, random_variables, tiny_drnet
 
 
 def variables_of_hosts(monkeypatch, values):
@@ -224,16 +224,14 @@ def test_other_shapes_are_an_error_and_not_another_compilation(programs):
 
 
 def test_programs_of_one_name_are_not_one_program(programs):
-    """Two engines that share compiled programs and differ in what they compute of the logits."""
+    """Two networks that differ only in what they compute of the predictor's logits."""
     gumbel = tiny_drnet({"router.objective": "gumbel", "budget": 0.0})
     outcome = dataclasses.replace(gumbel, scores=tiny_drnet().scores)
-    images, variables = random_batch(8)["image"], random_variables(gumbel)
-    variables = jax.device_put(variables, devices.replicated(mesh_of(8)))
-    found = []
-    for drnet in (gumbel, outcome):
-        engine = Engine(drnet, COSTS, 8, programs)
-        engine.load(*variables)
-        found.append(engine.scores(images))
-    assert len(programs.announced) == 2
-    assert len({compilation.name for compilation in programs.announced}) == 1
+    mesh, images = mesh_of(2), random_batch(8)["image"]
+    predictor = [{"predictor": tree["predictor"]} for tree in random_variables(gumbel)]
+    found = [
+        np.asarray(programs.run(score_program(drnet, mesh, 8), *predictor, images))
+        for drnet in (gumbel, outcome)
+    ]
+    assert [compilation.name for compilation in programs.announced] == ["score x8", "score x8"]
     assert np.abs(found[0] - found[1]).max() > 0.1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from absl import flags
 
+from drnet_jax.commands.shared import announce_devices, define_workdir
 from drnet_jax.config import GIGA
 from drnet_jax.data import transforms
 from drnet_jax.errors import UserError
@@ -17,9 +18,8 @@ from drnet_jax.model import load
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], None]:
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Directory of a training run, or of one checkpoint in it.", required=True,
-        flag_values=values,
+    workdir = define_workdir(
+        values, "Directory of a training run, or of one checkpoint in it.", to_write=False
     )
     checkpoint = flags.DEFINE_enum(
         "checkpoint", "last", ["last", "best"], "Which checkpoint to use.", flag_values=values
@@ -35,8 +35,9 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
     def command(images: list[str]) -> None:
         if not images:
             raise UserError("expected images or folders of them, received none; see --help")
-        paths = [path for image in images for path in images_below(image)]
-        model = load(workdir.value, checkpoint.value)
+        where, paths = workdir(), [path for image in images for path in images_below(image)]
+        announce_devices()
+        model = load(where, checkpoint.value)
         answers = model.predict(
             paths, None if budget.value is None else budget.value * GIGA, skip_errors=True
         )
