@@ -1,6 +1,7 @@
-"""Figures as text: aligned tables and short numbers."""
+"""Formatting: figures as people and files read them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -26,3 +27,15 @@ def short(number: float) -> str:
 def interval(value: float, low: float, high: float, form: str) -> str:
     """Shares as percentages: 0.0154, 0.014, 0.0169 and "+.1f" -> "+1.5 (+1.4 to +1.7)"."""
     return f"{100 * value:{form}} ({100 * low:{form}} to {100 * high:{form}})"
+
+
+def by_resolution(resolutions: Sequence[int], values: Iterable[Any]) -> dict[str, float]:
+    """[R] values as files hold them: {"64": 0.5, "48": 0.2, "32": 0.3}."""
+    return {
+        str(size): float(value) for size, value in zip(resolutions, values, strict=True)
+    }
+
+
+def percentages(mix: dict[str, float]) -> str:
+    """{"64": 0.5, "32": 0.5} -> "50/50"."""
+    return "/".join(f"{100 * share:.3g}" for share in mix.values())

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ def test_answers_are_those_of_the_evaluation_image_by_image(model, rows):
 
 def test_files_bytes_and_arrays_of_any_size_come_out_in_order(model, rows):
     path = rows[0]["filename"]
-    encoded, image = open(path, "rb").read(), cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    encoded, image = Path(path).read_bytes(), cv2.imread(path, cv2.IMREAD_COLOR_RGB)
     wide = cv2.resize(image, (300, 20))
     answers = list(model.predict([path, wide, encoded, image, *[image] * 40]))
     assert [answer.image for answer in answers] == [path, *range(1, 44)]

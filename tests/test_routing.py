@@ -101,7 +101,8 @@ def test_a_thousand_images_cost_what_was_asked_for(objective, target):
 def test_candidates_of_the_same_cost_do_not_confuse_the_price():
     costs = jnp.array([100.0, 100.0, 25.0])
     scores = jax.random.uniform(jax.random.key(0), (1000, 3))
-    choice = routing.choose(routing.charge(scores, costs, routing.search_price(scores, costs, 60.0)))
+    price = routing.search_price(scores, costs, 60.0)
+    choice = routing.choose(routing.charge(scores, costs, price))
     np.testing.assert_allclose(costs[choice].mean(), 60, rtol=2e-3)
     assert (np.bincount(choice) > 0).all()
 

@@ -74,8 +74,8 @@ def tiny_config(overrides: dict[str, Any] | None = None) -> Config:
     default = config_files.default_beside(str(Path(__file__).parents[1] / "configs" / "default.py"))
     leaves = traverse_util.flatten_dict(default.to_dict(), sep=".") | {
         "batch_size": 8, "bucket_multiple": 4, "bucket_lead": 0,
-        "classifier.name": "tests.tiny:TinyNet", "classifier.width": 1.0, "classifier.classes": CLASSES,
-        "resolutions": RESOLUTIONS,
+        "classifier.name": "tests.tiny:TinyNet", "classifier.width": 1.0,
+        "classifier.classes": CLASSES, "resolutions": RESOLUTIONS,
         "predictor.name": "tests.tiny:TinyPredictor", "predictor.width": 2.0,
         "predictor.resolution": 8,
     } | (overrides or {})

@@ -173,8 +173,10 @@ def inference(
 
     full = -(-np.bincount(choice, minlength=resolutions) // size) * size
     for name, per_call, call, cost, padded in (
-        ("static", size, lambda: engine.classify(0, engine.upload(images)), costs.classifier[0], 0.0),
-        ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0), costs.predictor, 0.0),
+        ("static", size, lambda: engine.classify(0, engine.upload(images)),
+         costs.classifier[0], 0.0),
+        ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0),
+         costs.predictor, 0.0),
         ("routed", len(choice), routed, _mean_cost(costs, choice),
          1 - len(choice) / int(full.sum())),
     ):

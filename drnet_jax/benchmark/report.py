@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from drnet_jax.formatting import short, table
+from drnet_jax.formatting import percentages, short, table
 
 COLUMNS = (
     "images/s", "range", "multiply-adds", "over static", "realised", "padded %", "compile s",
@@ -14,7 +14,7 @@ def text(report: dict[str, Any]) -> str:
     """The report as tables."""
     config, environment = report["config"], report["environment"]
     classifier, predictor = config["classifier"], config["predictor"]
-    mix = "/".join(f"{100 * share:.3g}" for share in report["mix"])
+    mix = percentages(report["mix"])
     sections = [
         f"{classifier['name']} of width {classifier['width']:g}, {config['dtype']}; predictor "
         f"{predictor['name']} of width {predictor['width']:g} at {predictor['resolution']}\n"
@@ -43,7 +43,7 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
     """Reports of one machine, that differ in config alone, as a Markdown table."""
     config, environment = reports[0]["config"], reports[0]["environment"]
     classifier = config["classifier"]
-    mix = "/".join(f"{100 * share:.3g}" for share in reports[0]["mix"])
+    mix = percentages(reports[0]["mix"])
     header = ("", "images/s", "range", "multiply-adds an image", "over static", "realised",
               "padded %", "compile s")
     lines = [

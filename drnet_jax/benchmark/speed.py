@@ -45,6 +45,7 @@ from drnet_jax.data.sources import open_source
 from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, environment
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.formatting import by_resolution
 
 INPUT_BATCHES = 4  # of the input pipeline's turn; more than it reads ahead
 
@@ -91,7 +92,7 @@ def benchmark(
     return {
         "environment": environment(mesh),
         "config": dataclasses.asdict(config),
-        "mix": list(mix),
+        "mix": by_resolution(costs.resolutions, mix),
         "repeats": repeats,
         "cases": [_row(key, found) for key in found],
         "bucketed_over_dense": rates["training", "bucketed"] / rates["training", "dense"],

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from drnet_jax.cost import Costs
 from drnet_jax.evaluation import intervals, policies
-from drnet_jax.evaluation.policies import Outcome, by_resolution
+from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table
-from drnet_jax.formatting import interval, short
+from drnet_jax.formatting import by_resolution, interval, short
 from drnet_jax.formatting import table as text_table
 
 POINTS = 60  # budgets, evenly from the cheapest resolution to the dearest
@@ -105,7 +105,7 @@ def _point(table: Table, costs: Costs, budget: float) -> tuple[dict[str, Any], O
         "budget": budget,
         "of_base": budget / classifier[0],
         "price": price,
-        "mix": None if mix is None else by_resolution(mix, costs),
+        "mix": None if mix is None else by_resolution(costs.resolutions, mix),
         "policies": figures,
     }, best
 

@@ -11,8 +11,9 @@ from drnet_jax import routing
 from drnet_jax.cost import Costs
 from drnet_jax.data.loader import Batch
 from drnet_jax.evaluation import intervals, policies, speed
-from drnet_jax.evaluation.policies import Outcome, by_resolution
+from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Sample, Table, tabulate
+from drnet_jax.formatting import by_resolution
 from drnet_jax.inference.engine import Engine
 
 RANDOM_DRAWS = 5
@@ -99,7 +100,7 @@ def _row(outcome: Outcome, found: speed.Run, costs: Costs) -> dict[str, Any]:
         "top1": outcome.top(1),
         "top5": outcome.top(5),
         "multiply_adds": outcome.mean_cost(),
-        "mix": by_resolution(outcome.mix(len(costs.resolutions)), costs),
+        "mix": by_resolution(costs.resolutions, outcome.mix(len(costs.resolutions))),
         "images_per_second": found.images_per_second,
     }
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from drnet_jax.cost import Costs
 from drnet_jax.data.sources import Source
-from drnet_jax.evaluation.policies import Outcome, by_resolution
+from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table
+from drnet_jax.formatting import by_resolution
 
 COLUMNS = ("filename", "label", "prediction", "prob", "resolution", "multiply_adds")
 
@@ -63,7 +64,7 @@ def by_class(
                 "images": int(own.sum()),
                 "top1": part.top(1),
                 "multiply_adds": part.mean_cost(),
-                "mix": by_resolution(part.mix(len(costs.resolutions)), costs),
+                "mix": by_resolution(costs.resolutions, part.mix(len(costs.resolutions))),
             }
     return found
 

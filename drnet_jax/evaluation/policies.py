@@ -82,13 +82,6 @@ def missed(budget: float, cost: float) -> str:
     )
 
 
-def by_resolution(values: Sequence[float] | np.ndarray, costs: Costs) -> dict[str, float]:
-    """[R] values as files hold them: {"64": ..., "48": ...}."""
-    return {
-        str(size): float(value) for size, value in zip(costs.resolutions, values, strict=True)
-    }
-
-
 def at_choice(
     name: str, table: Table, costs: Costs, choice: np.ndarray, with_predictor: bool = False
 ) -> Outcome:

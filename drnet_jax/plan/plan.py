@@ -28,6 +28,7 @@ from drnet_jax.data import transforms
 from drnet_jax.devices import check_batch, cores
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.formatting import by_resolution
 from drnet_jax.plan.programs import bytes_of, compiled, exchanged, state_of
 from drnet_jax.plan.target import Target
 from drnet_jax.train.objectives import make_objective
@@ -76,7 +77,7 @@ def plan(
             "memory": target.chip and target.chip.memory,
         },
         "config": dataclasses.asdict(config),
-        "mix": list(mix),
+        "mix": by_resolution(costs.resolutions, mix),
         **_counts(costs, states),
         "schedule": {
             stage: _schedule(config, target, costs, mix, utilisation, images, stage)

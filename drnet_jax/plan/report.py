@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from drnet_jax.formatting import short, table
+from drnet_jax.formatting import percentages, short, table
 
 
 def text(report: dict[str, Any]) -> str:
     """The report as tables."""
     config, devices, held = report["config"], report["devices"], report["parameters"]
     classifier, memory = config["classifier"], devices["memory"]
-    mix = "/".join(f"{100 * share:.3g}" for share in report["mix"])
+    mix = percentages(report["mix"])
     sections = [
         f"{classifier['name']} of width {classifier['width']:g}, {config['dtype']}, batch "
         f"{config['batch_size']} on {devices['count']} devices of {devices['hosts']} "

@@ -15,6 +15,7 @@ from drnet_jax.devices import Compilation
 from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation import policies
 from drnet_jax.evaluation.table import tabulate
+from drnet_jax.formatting import by_resolution
 from drnet_jax.inference.engine import Engine
 from drnet_jax.train.state import TrainState
 
@@ -41,7 +42,7 @@ class Validation:
             process_count=jax.process_count(),
         ))
         fixed = table.right.mean(axis=0)
-        at = {"top1_by_resolution": policies.by_resolution(fixed, costs)}
+        at = {"top1_by_resolution": by_resolution(costs.resolutions, fixed)}
         if stage == STAGES[0]:
             return {"top1": float(np.mean(fixed))} | at
         budget = self._config.budget * GIGA
@@ -53,6 +54,6 @@ class Validation:
             "top1": routed.top(1),
             "multiply_adds": routed.mean_cost(),
             "price": price,
-            "mix": policies.by_resolution(routed.mix(len(costs.resolutions)), costs),
+            "mix": by_resolution(costs.resolutions, routed.mix(len(costs.resolutions))),
             **({"missed": missed} if missed else {}),
         } | at
