@@ -2,6 +2,9 @@
 
 No sample is dropped and no choice is changed. Each bucket is padded to one of few sizes, so that
 few programs are compiled; padding repeats real rows, and a mask tells them apart.
+
+Axes, here and wherever an array's are named: B samples of a batch, R candidate resolutions, S slots
+of a bucket (its padded size), C classes, H height, W width.
 """
 
 import jax
@@ -18,18 +21,18 @@ def plan(choice: jax.Array, resolutions: int) -> tuple[jax.Array, jax.Array]:
         resolutions: R.
 
     Returns:
-        order: int32 [R, B]; row r lists the samples of bucket r first, in batch order, and then
+        order: int32 [B, R]; column r lists the samples of bucket r first, in batch order, and then
             all others, which serve as its padding.
         counts: int32 [R], how many samples each bucket holds.
     """
-    member = choice[None, :] == jnp.arange(resolutions)[:, None]
-    order = jnp.argsort(~member, axis=1, stable=True).astype(jnp.int32)
-    return order, jnp.sum(member, axis=1, dtype=jnp.int32)
+    member = choice[:, None] == jnp.arange(resolutions)
+    order = jnp.argsort(~member, axis=0, stable=True).astype(jnp.int32)
+    return order, jnp.sum(member, axis=0, dtype=jnp.int32)
 
 
 def everyone(batch: int, resolutions: int) -> tuple[jax.Array, jax.Array]:
     """The plan in which every bucket holds every sample, as pretraining wants it."""
-    order = jnp.tile(jnp.arange(batch, dtype=jnp.int32), (resolutions, 1))
+    order = jnp.tile(jnp.arange(batch, dtype=jnp.int32)[:, None], (1, resolutions))
     return order, jnp.full((resolutions,), batch, jnp.int32)
 
 

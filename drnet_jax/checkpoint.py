@@ -1,8 +1,9 @@
 """Checkpoints: everything needed to go on, or to evaluate, from a directory alone (orbax).
 
-A checkpoint holds four items: `model` (params, batch_stats), `training` (step, optimiser state),
-`data` (the Grain iterator) and `meta` (what it is: stage, config, classes, preprocessing). Each is
-written under a temporary name and renamed when whole, so a kill never leaves half of one.
+A checkpoint holds three items: `model` (params, batch_stats), `training` (step, optimiser state)
+and `meta` (what it is: stage, config, classes, preprocessing, progress). Each is written under a
+temporary name and renamed when whole, so a kill never leaves half of one. Nothing in it depends on
+how many processes or devices wrote it.
 """
 
 import dataclasses
@@ -11,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
@@ -28,6 +28,19 @@ FOLDER = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where in its stage, and in which training images, a run stands."""
+
+    first_step: int  # over all stages, the step after which the stage began
+    examples: int  # that all processes together have taken from the stage's stream of examples
+    images: int  # in the training split
+    fingerprint: str  # of their names, see `drnet_jax.data.sources.Source`
+    # Steps by which schedule and epochs are ahead of the steps of the stage: 0 until the training
+    # images change, and with them the steps of an epoch.
+    ahead: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Meta:
     """What a checkpoint is."""
 
@@ -36,54 +49,62 @@ class Meta:
     stage_end: bool  # whether it is the last of its stage
     config: Config
     classes: tuple[str, ...]
-    metrics: dict[str, float]  # of the validation at this step; {} where there was none
+    metrics: dict[str, Any]  # of the validation at this step; {} where there was none
     # Steps until each size of each resolution's bucket is in use (see `drnet_jax.train.sizes`).
     bucket_sizes: dict[str, dict[str, int]]
+    progress: Progress
+    preprocessing: dict[str, Any]  # that the networks expect, see `preprocessing`
     # Of the validation at this step in stage 2: [multiply-adds, price] of several budgets.
     prices: list[list[float]] = dataclasses.field(default_factory=list)
-    preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return self.config.resolutions
 
     def to_json(self) -> dict[str, Any]:
-        base = self.config.resolutions[0]
-        return {
-            "stage": self.stage,
-            "step": self.step,
-            "stage_end": self.stage_end,
+        return dataclasses.asdict(self) | {
             "config": json.loads(self.config.to_json()),
             "classes": list(self.classes),
-            "metrics": self.metrics,
-            "bucket_sizes": self.bucket_sizes,
-            "prices": self.prices,
-            "resolutions": list(self.config.resolutions),
-            "preprocessing": {
-                "resize": transforms.square_for(base), "crop": base,
-                "mean": list(images.MEAN), "deviation": list(images.DEVIATION),
-            },
+            "resolutions": list(self.resolutions),
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Meta":
-        return cls(
-            stage=values["stage"], step=values["step"], stage_end=values["stage_end"],
-            config=parse(values["config"]), classes=tuple(values["classes"]),
-            metrics=values["metrics"], bucket_sizes=values["bucket_sizes"],
-            prices=values["prices"], preprocessing=values["preprocessing"],
-        )
+    def from_json(cls, values: dict[str, Any], where: str) -> "Meta":
+        """The inverse of `to_json`; raises UserError, naming `where`, for another version's."""
+        try:
+            values = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            return cls(**values | {
+                "config": parse(values["config"]), "classes": tuple(values["classes"]),
+                "progress": Progress(**values["progress"]),
+            })
+        except KeyError as error:
+            raise UserError(
+                f"{where}: expected a checkpoint of this version of drnet_jax; it lacks {error}"
+            ) from error
+
+
+def preprocessing(config: Config) -> dict[str, Any]:
+    """How an image becomes an input: squashed to "resize" pixels, cropped to "crop", normalised."""
+    base = config.resolutions[0]
+    return {
+        "resize": transforms.square_for(base), "crop": base,
+        "mean": list(images.MEAN), "deviation": list(images.DEVIATION),
+    }
 
 
 class Checkpoints:
     """The checkpoints of one run: the latest few, the best, and the end of each stage."""
 
     def __init__(
-        self, workdir: str, keep: int = 1, stage_ends: tuple[int, ...] = (), cleanup: bool = False
+        self, workdir: str, keep: int = 1, stage_ends: tuple[int, ...] = (), write: bool = False
     ):
-        """Opens, or creates, `workdir/checkpoints`.
+        """Opens `workdir/checkpoints`.
 
         Args:
             keep: how many of the latest to keep.
             stage_ends: steps to keep for good.
-            cleanup: whether to remove what a killed run left half written. Not for readers: the
-                run may be alive, and writing.
+            write: whether to create the directory, and to remove what a killed run left half
+                written. Not for readers: the run may be alive, and writing.
         """
         self.directory = Path(workdir).absolute() / FOLDER
         policies = checkpoint_managers
@@ -100,12 +121,12 @@ class Checkpoints:
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(kept),
-                    cleanup_tmp_directories=cleanup,
+                    create=write,
+                    cleanup_tmp_directories=write,
                 ),
                 item_handlers={
                     "model": ocp.StandardCheckpointHandler(),
                     "training": ocp.StandardCheckpointHandler(),
-                    "data": grain.checkpoint.CheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler(),
                 },
             )
@@ -115,15 +136,12 @@ class Checkpoints:
                 f"({error})"
             ) from error
 
-    def save(
-        self, model: Tree, training: Tree, data: grain.DatasetIterator, meta: Meta
-    ) -> None:
+    def save(self, model: Tree, training: Tree, meta: Meta) -> None:
         """Begins to save; training goes on while orbax writes.
 
         Args:
             model: {"params", "batch_stats"}, as in `drnet_jax.resolutions`.
             training: whatever else a run needs to go on; of its optimiser nothing is known here.
-            data: the iterator over the training batches.
             meta: what the checkpoint is.
 
         Raises:
@@ -134,7 +152,6 @@ class Checkpoints:
         items = {
             "model": ocp.args.StandardSave(model),
             "training": ocp.args.StandardSave(training),
-            "data": grain.checkpoint.CheckpointSave(data),
             "meta": ocp.args.JsonSave(meta.to_json()),
         }
         self._guarded(functools.partial(
@@ -168,7 +185,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )
-        return Meta.from_json(restored["meta"])
+        return Meta.from_json(restored["meta"], str(self.directory / str(step)))
 
     def prices(self, step: int) -> tuple[float, list[list[float]]]:
         """The price that the newest validation of stage 2 up to a step found, and those of others.
@@ -191,14 +208,13 @@ class Checkpoints:
         return model["params"], model["batch_stats"]
 
     def restore(
-        self, step: int, model: Tree, training: Tree, data: grain.DatasetIterator, mesh: Mesh
+        self, step: int, model: Tree, training: Tree, mesh: Mesh
     ) -> tuple[Tree, Tree]:
-        """(model, training) of a step, in the shapes of those given; `data` is wound to it."""
+        """(model, training) of a step, in the shapes of those given, replicated over a mesh."""
         restored = self._restore(
             step,
             model=ocp.args.StandardRestore(_on(mesh, model)),
             training=ocp.args.StandardRestore(_on(mesh, training)),
-            data=grain.checkpoint.CheckpointRestore(data),
         )
         return restored["model"], restored["training"]
 
@@ -220,6 +236,17 @@ class Checkpoints:
                 f"{self.directory}: a checkpoint could not be written ({error}). "
                 f"Whole checkpoints: {good}. Make room and run the same command to go on."
             ) from error
+
+
+def newest(workdir: str) -> Meta | None:
+    """What the newest checkpoint of a run is; None if there is none. Creates nothing."""
+    if not (Path(workdir) / FOLDER).is_dir():
+        return None
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest()
+    meta = None if step is None else checkpoints.meta(step)
+    checkpoints.close()
+    return meta
 
 
 def find_checkpoint(path: str, which: str) -> tuple[Checkpoints, int]:
@@ -258,35 +285,6 @@ def open_existing(workdir: str) -> Checkpoints:
     if checkpoints.latest() is None:
         raise UserError(f"{checkpoints.directory}: no checkpoint is whole; train first")
     return checkpoints
-
-
-CLASSIFIER = (
-    "resolutions", "dtype", "classifier.name", "classifier.width",
-    "classifier.resolution_aware_norm",
-)
-PREDICTOR = ("predictor.name", "predictor.width", "predictor.resolution")
-
-
-def check_compatible(
-    saved: Meta, config: Config, classes: tuple[str, ...], where: str,
-    keys: tuple[str, ...] = CLASSIFIER + PREDICTOR,
-) -> None:
-    """Raises UserError if a checkpoint's networks or classes differ from the ones at hand."""
-    differences = [
-        f"config.{key}: {saved.config.get(key)!r} in the checkpoint, {config.get(key)!r} here"
-        for key in keys if saved.config.get(key) != config.get(key)
-    ]
-    if saved.classes != classes:
-        differences.append(
-            f"classes: {len(saved.classes)} in the checkpoint ({', '.join(saved.classes[:3])}, "
-            f"...), {len(classes)} in the data set ({', '.join(classes[:3])}, ...)"
-        )
-    if differences:
-        raise UserError(
-            f"{where}: expected a checkpoint of the same networks and classes; "
-            + "; ".join(differences)
-            + ". Use another --workdir, or the configuration that it was made with"
-        )
 
 
 def _rank(meta: Meta) -> float:

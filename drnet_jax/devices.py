@@ -254,9 +254,13 @@ class Programs:
             self._announce(Compilation(program.name, seconds, waited, background))
         return self.compiled[program]
 
+    def knows(self, program: Program) -> bool:
+        """Whether a program is compiled, or will be in the background."""
+        return program in self.compiled or program in self._coming
+
     def prepare(self, program: Program, *args: Any) -> None:
         """Begins to compile a program, as `compile` would, in the background, if it is new."""
-        if program not in self.compiled and program not in self._coming:
+        if not self.knows(program):
             self._coming[program] = self._background.submit(
                 _compile, program, program.abstract(*args)
             )

@@ -22,11 +22,6 @@ LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7
 # "file" or "file:function", and why it may be larger.
 LARGER = {
     "evaluation/evaluate.py:evaluate": "half of it says what eval.json holds",
-    "train/device.py:bucket": "what a program is built with, then what it is called with",
-    "train/device.py:finetune_update": "what a program is built with, then what it is called with",
-    "train/device.py": "being taken apart",
-    "train/loop.py": "being taken apart",
-    "train/loop.py:_steps": "being taken apart",
 }
 
 

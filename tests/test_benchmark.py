@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields as fields_of
 from pathlib import Path
 
 import cv2
@@ -250,8 +249,7 @@ def test_deal_is_dealt_at_random():
 
 
 def forced_step(trainer, choice):
-    fields = {field.name: getattr(trainer.step, field.name) for field in fields_of(trainer.step)}
-    return ForcedStep(**fields, choices=itertools.repeat(np.array(choice, np.int32)))
+    return ForcedStep.of(trainer.step, itertools.repeat(np.array(choice, np.int32)))
 
 
 def test_forced_step_is_a_finetuning_step_with_other_choices():

@@ -16,24 +16,24 @@ CHOICE = jnp.array([2, 0, 2, 1], jnp.int32)
 def test_plan_by_hand():
     order, counts = plan(CHOICE, 3)
     assert order.dtype == counts.dtype == jnp.int32
-    np.testing.assert_array_equal(order, [
+    np.testing.assert_array_equal(order, np.transpose([
         [1, 0, 2, 3],  # sample 1, padded with the others in batch order
         [3, 0, 1, 2],
         [0, 2, 1, 3],
-    ])
+    ]))
     np.testing.assert_array_equal(counts, [1, 1, 2])
 
 
 def test_plan_with_empty_and_full_buckets():
     order, counts = plan(jnp.array([1, 1, 1], jnp.int32), 3)
-    np.testing.assert_array_equal(order, [[0, 1, 2]] * 3)
+    np.testing.assert_array_equal(order, np.transpose([[0, 1, 2]] * 3))
     np.testing.assert_array_equal(counts, [0, 3, 0])
 
 
 def test_everyone_by_hand():
     order, counts = buckets.everyone(4, 2)
     assert order.dtype == counts.dtype == jnp.int32
-    np.testing.assert_array_equal(order, [[0, 1, 2, 3], [0, 1, 2, 3]])
+    np.testing.assert_array_equal(order, [[0, 0], [1, 1], [2, 2], [3, 3]])
     np.testing.assert_array_equal(counts, [4, 4])
 
 
@@ -59,12 +59,12 @@ def test_gather_mask_and_scatter_by_hand():
     order, counts = plan(CHOICE, 3)
     batch = {"image": jnp.array([[1.0, 10], [2, 20], [3, 30], [4, 40]]),
              "label": jnp.array([5, 6, 7, 8])}
-    rows = buckets.gather(batch, order[2], 3)
+    rows = buckets.gather(batch, order[:, 2], 3)
     np.testing.assert_array_equal(rows["image"], [[1, 10], [3, 30], [2, 20]])
     np.testing.assert_array_equal(rows["label"], [5, 7, 6])
     real = buckets.mask(counts[2], 3)
     np.testing.assert_array_equal(real, [True, True, False])
-    back = buckets.scatter(rows["image"], order[2], real, 4)
+    back = buckets.scatter(rows["image"], order[:, 2], real, 4)
     np.testing.assert_array_equal(back, [[1, 10], [0, 0], [3, 30], [0, 0]])
 
 
@@ -79,7 +79,7 @@ def test_mask(count, size, expected):
 def test_scatter_lets_no_garbage_through():
     order, counts = plan(CHOICE, 3)
     values = jnp.array([3.0, jnp.nan, jnp.inf])
-    back = buckets.scatter(values, order[0], buckets.mask(counts[0], 3), 4)
+    back = buckets.scatter(values, order[:, 0], buckets.mask(counts[0], 3), 4)
     np.testing.assert_array_equal(back, [0, 3, 0, 0])
 
 
@@ -92,7 +92,7 @@ def test_buckets_put_together_again_are_the_batch(seed):
     values = jnp.asarray(random.normal(size=(batch, 2)))
     order, counts = map(np.asarray, plan(jnp.asarray(choice, jnp.int32), resolutions))
     total = np.zeros_like(values)
-    for index, (row, count) in enumerate(zip(order, counts, strict=True)):
+    for index, (row, count) in enumerate(zip(order.T, counts, strict=True)):
         np.testing.assert_array_equal(row[:count], np.flatnonzero(choice == index))
         np.testing.assert_array_equal(np.sort(row), np.arange(batch))
         size = buckets.padded_size(int(count), multiple, batch)

@@ -288,7 +288,7 @@ def test_a_step_draws_dropout_from_the_runs_key_and_its_own_number():
 @pytest.mark.parametrize("estimator", ["selected", "dense"])
 def test_every_program_of_finetuning_has_its_key(estimator):
     trainer = dropout_trainer("finetune", estimator=estimator)
-    shapes = jax.eval_shape(trainer.state), random_batch(8), jax.random.key(0)
+    shapes = jax.eval_shape(trainer.state), random_batch(8)
     for program, arguments in trainer.step.all_programs(*shapes, [[4]] * len(RESOLUTIONS)):
         jax.eval_shape(program.function, *arguments)  # would miss a random number generator
 
@@ -297,7 +297,8 @@ def test_the_predictor_drops_the_same_when_it_chooses_and_when_it_learns():
     trainer = dropout_trainer("finetune", devices=2)
     drnet, state, batch = trainer.drnet, trainer.state(), random_batch(8)
     key = jax.random.key(3)
-    plan, noise, *_ = trainer.step.route(state, batch, key)
+    noise = trainer.step.programs.run(trainer.step.noise_program(8), key, state.step)
+    plan, *_ = trainer.step.route(state, batch, noise, key)
     halves = []
     for device in (0, 1):
         of_device = Plan(None, None, None, plan.key[device : device + 1])

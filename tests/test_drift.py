@@ -24,20 +24,20 @@ def test_a_drifting_run_says_what_it_compiled_and_waited_for(monkeypatch):
     monkeypatch.setattr(drift, "data_mesh", lambda: mesh_of(1))
     report = drift.drift(CONFIG, steps=16)
     names = [each["name"] for each in report["programs"]]
-    assert names[:5] == ["route", "bucket 16px x32", "bucket 12px x32", "bucket 8px x32",
+    assert names[:6] == ["noise", "route", "bucket 16px x32", "bucket 12px x32", "bucket 8px x32",
                          "update of stage 2"]
-    assert len(names) == len(set(names)) > 5
+    assert len(names) == len(set(names)) > 6
     for each in report["programs"]:
         # The first step compiles the whole batch; what comes after has had four steps to compile.
-        assert (each["step"] == 0) == (each["name"] in names[:5])
+        assert (each["step"] == 0) == (each["name"] in names[:6])
         assert each["step"] == 0 or each["step"] >= 4
     assert report["waited_after_the_first_step"] == sum(
-        each["waited"] for each in report["programs"][5:])
+        each["waited"] for each in report["programs"][6:])
     assert len(report["padding"]) == len(report["images_per_second"]) == 4
     # At first every bucket is padded to the whole batch.
     assert report["padding"][0] > report["padding"][-1] > 0
     text = drift.text(report)
-    assert f"{len(names)} programs, 5 of them of the first step" in text
+    assert f"{len(names)} programs, 6 of them of the first step" in text
 
 
 def test_a_batch_that_does_not_divide_is_refused():

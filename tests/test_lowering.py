@@ -22,7 +22,7 @@ from drnet_jax.train.objectives import OutcomeObjective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import create_state
-from drnet_jax.train.step import Step
+from drnet_jax.train.step import FinetuneStep, PretrainStep
 from tests.tiny import OBJECTIVE, mesh_of, tiny_config
 
 # A bottleneck has 1x1 convolutions, the stem of the predictor 3 channels: both have forms for CPUs.
@@ -41,7 +41,7 @@ GUMBEL = dataclasses.replace(OBJECTIVE, costs=OUTCOME.costs)
 # Of each group those that no group before it has: buckets know no objective, one stands for those
 # of other resolutions, and of the dense estimator only the pass over all of them is its own.
 OWN = {
-    "pretrain": "", "outcome": "route|bucket 24px|update", "gumbel": "route|update",
+    "pretrain": "", "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update",
     "dense": "dense", "inference": "",
 }
 
@@ -56,13 +56,12 @@ def programs(which):
         "dense": ("finetune", GUMBEL, "dense"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
-    step = Step(
-        drnet=drnet, optimizer=make_optimizer(CONFIG, stage, 1), mesh=mesh, programs=Programs(),
-        stage=stage, estimator=estimator, sizes=Sizes(4, 0), objective=objective, distillation=0.5,
-    )
+    shared = drnet, make_optimizer(CONFIG, stage, 1), mesh, Programs()
+    step = PretrainStep(*shared, distillation=0.5) if stage == "pretrain" else FinetuneStep(
+        *shared, objective, Sizes(4, 0), dense=estimator == "dense")
     state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer), KEY)
     if which != "inference":
-        return list(step.all_programs(state, BATCH, KEY, [[4], [8]]))
+        return list(step.all_programs(state, BATCH, [[4], [8]]))
     trees = state.params, state.batch_stats
     predictor = [{"predictor": tree["predictor"]} for tree in trees]
     images, costs, price, slots = BATCH["image"], *(

@@ -97,6 +97,7 @@ def test_every_program_that_a_run_begins_with_is_there(compiled):
         ("pretrain", "begin"),
         *(("pretrain", f"bucket {at} x32 of stage 1") for at in sizes),
         ("pretrain", "update of stage 1"),
+        ("finetune", "noise"),
         ("finetune", "route"),
         *(("finetune", f"bucket {at} x{size}") for at, both in sizes.items() for size in both),
         ("finetune", "update of stage 2"),
@@ -105,7 +106,7 @@ def test_every_program_that_a_run_begins_with_is_there(compiled):
         ("inference", "append x8"),
         *(("inference", f"classify {at} x8") for at in sizes),
     ]
-    assert compiled["most_programs"] == {"pretrain": 5, "finetune": 14, "inference": 6}
+    assert compiled["most_programs"] == {"pretrain": 5, "finetune": 15, "inference": 6}
     assert len(buckets.sizes(32, 8)) == 4
 
 
@@ -237,7 +238,7 @@ def test_the_dense_estimator_runs_every_resolution():
     costs = model_costs(config, CLASSES)
     assert report["schedule"]["finetune"]["multiply_adds_of_a_step"] == 8 * 3 * (
         sum(costs.classifier) + costs.predictor)
-    assert report["most_programs"]["finetune"] == 3
+    assert report["most_programs"]["finetune"] == 4
 
 
 def test_the_reference_needs_a_compiler_and_a_resnet():

@@ -40,11 +40,7 @@ def test_a_run_that_goes_on_has_the_sizes_that_it_would_have_had(cut):
     expected = [whole.advance(each, 32) for each in counts]
     found = [first.advance(each, 32) for each in counts[:cut]]
     saved = first.by_resolution((64, 48, 32))
-    left = {
-        ((64, 48, 32).index(int(resolution)), int(size)): steps
-        for resolution, of in saved.items() for size, steps in of.items()
-    }
-    second = Sizes(4, 3, left)
+    second = Sizes(4, 3, Sizes.left_of(saved, (64, 48, 32)))
     assert found + [second.advance(each, 32) for each in counts[cut:]] == expected
 
 

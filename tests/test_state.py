@@ -40,6 +40,13 @@ def test_learning_rate_without_warm_up_or_by_parts_of_an_epoch():
     np.testing.assert_allclose(rates(stage, 4, 5), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ahead", [-4, 5])
+def test_learning_rate_of_a_stage_whose_epochs_are_ahead_of_its_steps(ahead):
+    schedule = jax.jit(jax.vmap(learning_rate(STAGE, 2, ahead)))
+    np.testing.assert_array_equal(
+        schedule(np.arange(6, 12)), rates(STAGE, 2, 20)[6 + ahead : 12 + ahead])
+
+
 # Of each group one leaf that decay_norms_and_biases exempts and, of two, one that it does not.
 SHAPES = {
     "shared": {"conv": {"kernel": (3, 3, 2, 4)}, "head": {"kernel": (4, 5), "bias": (5,)}},

@@ -1,9 +1,7 @@
 """The bucketed training step against plain references, on one device and on several."""
 
-import contextlib
 import dataclasses
 import functools
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from drnet_jax import buckets, images
-from drnet_jax.devices import AXIS, Program, Programs, put_batch
+from drnet_jax.devices import AXIS, per_device, put_batch
 from drnet_jax.drnet import DRNet
 from drnet_jax.ops import conv
 from drnet_jax.train import device as device_step
@@ -51,13 +49,13 @@ class Device:
         # Float images, so that garbage need not fit into uint8.
         self.batch = random_batch(self.batch_size)
         self.batch["image"] = self.batch["image"].astype(np.float32)
-        self._programs = Programs()
+        self.dense_program = self._program(functools.partial(device_step.add_dense, self.drnet))
+        self.bucket_program = functools.cache(lambda index, size: self._program(
+            functools.partial(
+                device_step.add_bucket, self.drnet, device_step.Bucket(index, size))))
 
     def dense(self, choice):
-        def dense(*args):
-            return device_step.dense(self.drnet, self.batch_size, *args)
-
-        return self._run("dense", dense, self.batch, make_plan(choice))
+        return self._run(self.dense_program, self.batch, choice)
 
     def bucketed(self, choice):
         sums = []
@@ -67,21 +65,20 @@ class Device:
         return jax.tree.map(lambda *leaves: sum(leaves), *sums)
 
     def bucket(self, index, size, batch, choice):
-        def bucket(*args):
-            return device_step.bucket(self.drnet, index, size, self.batch_size, 0.0, False, *args)
+        return self._run(self.bucket_program(index, size), batch, choice)
 
-        return self._run(f"bucket {index} x{size}", bucket, batch, make_plan(choice))
-
-    def _run(self, name, function, batch, plan):
+    def _program(self, add):
         def run(params, batch_stats, batch, plan):
             zeros = device_step.start(self.drnet, params, batch_stats, batch)
-            sums = function(params, batch_stats, batch, plan, zeros)
-            return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), sums)
+            return add(params, batch_stats, batch, plan, zeros)
 
         specs = (P(), P(), P(AXIS), P(AXIS))
-        program = Program.mapped(name, mesh_of(1), run, specs, P(AXIS))
-        sums = self._programs.run(program, *self.variables, batch, plan)
-        return jax.tree.map(lambda leaf: np.asarray(leaf[0]), sums)
+        return jax.jit(per_device(mesh_of(1), run, specs, P(AXIS)))
+
+    def _run(self, program, batch, choice):
+        sums = jax.tree.map(np.asarray, program(*self.variables, batch, make_plan(choice)))
+        own = functools.partial(jax.tree.map, lambda leaf: leaf[0])
+        return sums.replace(grads=own(sums.grads), moments=own(sums.moments))
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +151,6 @@ def test_the_plan_in_which_everyone_is_everywhere():
 # --- The whole step against a reference without mesh, buckets or padding ------------------------
 
 
-@contextlib.contextmanager
-def noise_of(table):
-    """Makes steps traced within draw `table` as their Gumbel noise."""
-    def gumbel(key, shape):
-        assert shape == table.shape
-        return jnp.asarray(table)
-
-    with mock.patch.object(jax.random, "gumbel", gumbel):
-        yield
-
-
 def forcing(choice, resolutions=R):
     """Noise that all but forces the choices, and lets a gradient through to the predictor."""
     random = np.random.default_rng(0)
@@ -189,7 +175,7 @@ def reference(trainer, variables, batch, noise):
 
     def log_probabilities(params, images):
         logits, moments = drnet.score(params, batch_stats, images, True)
-        return jax.nn.log_softmax(logits), moments
+        return jax.nn.log_softmax(logits), moments, jnp.sum(logits)
 
     choose = jax.jit(lambda image, g: jnp.argmax(log_probabilities(params, image)[0] + g, -1))
     choices = [np.asarray(choose(*each)) for each in zip(images, noise, strict=True)]
@@ -198,7 +184,7 @@ def reference(trainer, variables, batch, noise):
         classifier = {key: None for key in dict.fromkeys(drnet.norm_keys)}
         predictor, metrics, mix = None, None, 0
         for image, label, g, choice in zip(images, labels, noise, choices, strict=True):
-            log_p, found = log_probabilities(params, image)
+            log_p, found, total = log_probabilities(params, image)
             predictor = added(predictor, found)
             soft = jax.nn.softmax((log_p + g) / objective.temperature)
             hard = np.eye(R)[choice] + soft - jax.lax.stop_gradient(soft)
@@ -208,7 +194,7 @@ def reference(trainer, variables, batch, noise):
             for index, key in enumerate(drnet.norm_keys):
                 member = choice == index
                 rows = np.flatnonzero(member)
-                if trainer.step.estimator == "dense":
+                if trainer.step.dense:
                     logits, found = drnet.classify(index, params, batch_stats, image, True, member)
                     y += hard[:, index, None] * logits
                     logits = logits[rows]
@@ -221,7 +207,8 @@ def reference(trainer, variables, batch, noise):
                     classifier[key] = added(classifier[key], found)
                 correct.append(jnp.sum(jnp.argmax(logits, -1) == label[rows]))
             loss = -jnp.sum(jax.nn.log_softmax(y)[np.arange(len(label)), label])
-            metrics = added(metrics, {"loss": loss, "correct": jnp.stack(correct)})
+            metrics = added(
+                metrics, {"loss": loss, "correct": jnp.stack(correct), "logits": total})
         excess = jnp.maximum(0, mix @ costs - objective.alpha) / (costs.max() - costs.min())
         total = metrics["loss"] / size + objective.eta * excess
         metrics["router_loss"] = size * objective.eta * excess
@@ -275,8 +262,7 @@ def uneven_run(estimator, aware=True):
         2, estimator=estimator, overrides=NO_DECAY | {"classifier.resolution_aware_norm": aware})
     variables, batch = random_variables(trainer.drnet), random_batch(12)
     batch["image"][6:] //= 2  # the second device's are darker: their moments differ
-    with noise_of(forcing(UNEVEN)):
-        state, metrics = trainer.run(trainer.state(variables), batch)
+    state, metrics = trainer.run(trainer.state(variables), batch, noise=forcing(UNEVEN))
     np.testing.assert_array_equal(metrics["chosen"], np.bincount(UNEVEN, minlength=R))
     return Run(trainer, variables, batch, state, metrics)
 
@@ -394,8 +380,8 @@ def test_eight_devices_are_one(stage, estimator):
         trainer = Trainer(
             devices, stage, estimator, dataclasses.replace(OBJECTIVE, costs=(100, 20)),
             overrides={"resolutions": (16, 8)})
-        with noise_of(np.tile(forcing([1, 0, 1, 1], 2), (8, 1))):
-            state, metrics = trainer.run(trainer.state(), batch)
+        noise = np.tile(forcing([1, 0, 1, 1], 2), (8, 1)) if stage == "finetune" else None
+        state, metrics = trainer.run(trainer.state(), batch, noise=noise)
         results.append({
             "params": state.params, "batch_stats": state.batch_stats, "grads": gradients(state),
             "metrics": {name: metrics[name] for name in metrics if name != "slots"},
@@ -426,13 +412,20 @@ def test_choices_do_not_depend_on_the_number_of_devices():
     for devices in (1, 4):
         trainer = Trainer(devices, drnet=lookup_drnet())
         batch = put_batch(trainer.mesh, flat_batch(np.arange(16) % 4))
-        plan, noise, _, counts = trainer.step.route(trainer.state(), batch, jax.random.key(1))
+        noise = drawn(trainer, trainer.state(), batch, seed=1)
+        plan, _, counts = trainer.step.route(trainer.state(), batch, noise, jax.random.key(1))
         plans.append((plan.choice, noise))
         # The counts that the host reads are the largest of any device.
         expected = np.max([np.bincount(part, minlength=R)
                            for part in np.split(np.asarray(plan.choice), devices)], 0)
         np.testing.assert_array_equal(counts, expected)
     assert_equal(*plans)
+
+
+def drawn(trainer, state, batch, seed=0):
+    """The noise that a step draws."""
+    program = trainer.step.noise_program(len(batch["label"]))
+    return trainer.step.programs.run(program, jax.random.key(seed), state.step)
 
 
 # --- What stands still and what moves -----------------------------------------------------------
@@ -481,16 +474,19 @@ def assert_moved(new, old):
         (functools.partial(uneven_run, "selected"),
          ["route", "bucket 16px x6", "bucket 12px x4", "update of stage 2"]),
         (functools.partial(uneven_run, "dense"), ["route", "dense", "update of stage 2"]),
+        (functools.partial(natural_run, "dense"),
+         ["noise", "route", "dense", "update of stage 2"]),
         (pretrain_run,
          ["begin", *(f"bucket {at}px x5 of stage 1" for at in RESOLUTIONS), "update of stage 1"]),
     ],
-    ids=["selected", "dense", "pretrain"],
+    ids=["selected", "dense", "own noise", "pretrain"],
 )
 def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
     run = run()
     trainer, batch = run.trainer, run.batch
     assert trainer.announced == names
-    state, _ = trainer.run(trainer.state(), batch)
+    noise = None if names[0] in ("noise", "begin") else forcing(UNEVEN)
+    state, _ = trainer.run(trainer.state(), batch, noise=noise)
     events = []
 
     def listen(event, duration, **_):
@@ -499,7 +495,7 @@ def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        state, _ = trainer.run(state, batch)
+        state, _ = trainer.run(state, batch, noise=noise)
         assert events == []
         jax.jit(lambda x: x + 1).lower(0.0).compile()
         assert events  # they are really heard
@@ -574,8 +570,7 @@ FREE = dataclasses.replace(PULLING, eta=0.0)
 def lookup_step(objective, devices, estimator="selected"):
     """(d(loss)/d(logits), metrics) of one step on the four samples."""
     trainer = Trainer(devices, estimator=estimator, objective=objective, drnet=lookup_drnet())
-    with noise_of(NOISE):
-        state, metrics = trainer.run(trainer.state(VARIABLES), flat_batch(range(4)))
+    state, metrics = trainer.run(trainer.state(VARIABLES), flat_batch(range(4)), noise=NOISE)
     np.testing.assert_array_equal(metrics["chosen"], [2, 1, 1])
     return np.asarray(gradients(state)["predictor"]["table"]), metrics
 
@@ -652,7 +647,8 @@ def test_a_step_draws_choices_from_the_softmax_anew_each_step():
     choices = []
     for step in (0, 1):
         at = state.replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
-        plan, *_ = trainer.step.route(at, batch, jax.random.key(0))
+        plan, *_ = trainer.step.route(
+            at, batch, drawn(trainer, at, batch), jax.random.key(0))
         choices.append(np.asarray(plan.choice))
         counts = np.bincount(choices[-1], minlength=R)
         assert stats.chisquare(counts, size * softmax(TABLE[3])).pvalue > 0.01

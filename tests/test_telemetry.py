@@ -1,14 +1,18 @@
 """Windows of step metrics, the warning of a collapsed router, and the record of a run."""
 
 import json
+import os
+import struct
+import types
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import Compilation
-from drnet_jax.train import telemetry
+from drnet_jax.train import loop, telemetry
 from drnet_jax.train.telemetry import Telemetry, Window
 
 COSTS = Costs((32, 16), (100, 20), 5, Parameters(1, 1, 1))
@@ -30,7 +34,7 @@ def test_a_window_weighs_steps_by_their_images():
     assert values["loss"] == pytest.approx(12 / 12)
     assert values["mix"] == {"32": pytest.approx(0.5), "16": pytest.approx(0.5)}
     assert values["accuracy"] == pytest.approx(6 / 12)
-    assert values["cost"] == pytest.approx(0.5 * 100 + 0.5 * 20 + 5)
+    assert values["multiply_adds"] == pytest.approx(0.5 * 100 + 0.5 * 20 + 5)
     assert values["entropy"] == pytest.approx(np.log(2))
     assert values["seconds_left"] == 0
 
@@ -60,14 +64,15 @@ def test_pretraining_and_a_single_candidate_cannot_collapse():
 
 
 @pytest.mark.parametrize("cut", ['{"kind": "train", "st', '{"step": 1, "mix": {"32": 0.5}'])
-def test_rewinding_drops_later_and_broken_lines(tmp_path, cut):
-    log = Telemetry(str(tmp_path))
+def test_going_on_drops_later_and_broken_lines(tmp_path, cut):
+    log = opened(tmp_path)
     for step in (1, 2, 3):
         log.write("train", step, {"loss": 1.0})
     log.compiled(Compilation("bucket 32px x8", 0.5, 0.5, False))
+    log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(cut)
-    log.rewind(2)
+    log = opened(tmp_path, 2)
     log.write("train", 3, {"loss": 2.0})
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -75,8 +80,67 @@ def test_rewinding_drops_later_and_broken_lines(tmp_path, cut):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("strange", [
+    b"a remark", b"", b"[1, 2]", b'{"kind": "train"}', b'{"step": "three"}', b"\xff\xfe",
+])
+def test_lines_that_are_not_ours_are_named_and_kept(tmp_path, capsys, strange):
+    path = tmp_path / "metrics.jsonl"
+    one, three = b'{"kind": "train", "step": 1}', b'{"kind": "train", "step": 3}'
+    path.write_bytes(b"\n".join([one, strange, three, strange, b""]))
+    opened(tmp_path, 2).close()
+    assert path.read_bytes() == b"\n".join([one, strange, strange, b""])
+    assert "metrics.jsonl: expected a record of a run in every line; left as they are: lines 2, 4" \
+        in capsys.readouterr().out
+    # A record at the end may lack no more than its end of line.
+    path.write_bytes(one)
+    opened(tmp_path, 2).close()
+    assert path.read_bytes() == one + b"\n"
+
+
+def test_tensorboard_has_what_a_kill_left_and_no_step_twice(tmp_path):
+    killed = opened(tmp_path)
+    assert not any(event.HasField("session_log") for event in events(tmp_path))
+    for step in (1, 2, 3):
+        killed.write("train", step, {"loss": 1.0})
+    killed.flush()  # as at a checkpoint
+    assert scalars(tmp_path) == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    log = opened(tmp_path, 2)
+    log.write("train", 3, {"loss": 2.0})
+    log.close()
+    assert scalars(tmp_path) == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    killed.close()
+
+
+def opened(workdir, step=0):
+    log = Telemetry(str(workdir))
+    log.open(step)
+    return log
+
+
+def events(workdir):
+    """The events of all files, in the order that they were written in."""
+    found = []
+    for path in sorted((workdir / "tensorboard").glob("events*"), key=os.path.getmtime):
+        data = path.read_bytes()
+        while data:  # length, its checksum, event, its checksum
+            (size,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def scalars(workdir):
+    """(step, value) as TensorBoard shows them: from where a session starts, it replaces others."""
+    shown = []
+    for event in events(workdir):
+        if event.HasField("session_log"):
+            shown = [(step, value) for step, value in shown if step < event.step]
+        shown += [(event.step, value.simple_value) for value in event.summary.value]
+    return shown
+
+
 def test_a_compilation_is_recorded(tmp_path, capsys):
-    log = Telemetry(str(tmp_path))
+    log = opened(tmp_path)
     log.compiled(Compilation("route", 1.5, 1.5, False))
     log.compiled(Compilation("bucket 32px x8", 2.5, 0.25, True))
     log.close()
@@ -87,6 +151,24 @@ def test_a_compilation_is_recorded(tmp_path, capsys):
         "compiled route in 1.5 s",
         "compiled bucket 32px x8 in 2.5 s, in the background (0.2 s waited)",
     ]
+
+
+def test_a_missed_budget_is_recorded_and_left_to_its_warning(tmp_path, capsys):
+    log = opened(tmp_path)
+    log.write("validation", 1, {"top1": 0.5, "missed": "the scores are all alike"})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["missed"]
+    assert capsys.readouterr().out == "validation 1: top1 0.5\n"
+
+
+def test_a_missed_budget_is_a_warning(tmp_path, capsys):
+    missed = {"top1": 0.5, "price": 0.1, "missed": "the scores are all alike"}
+    log = opened(tmp_path)
+    run = types.SimpleNamespace(
+        validation=lambda stage, state: missed, telemetry=log, checkpoints=None)
+    assert loop._validate(run, "finetune", None, 7) == missed
+    log.close()
+    assert capsys.readouterr().out.splitlines()[1] == "warning: step 7: the scores are all alike"
 
 
 def test_padding_and_waiting_are_shares_of_a_window(monkeypatch):

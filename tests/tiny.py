@@ -19,7 +19,7 @@ from flax import traverse_util
 from drnet_jax import config_files
 from drnet_jax.config import Config, parse
 from drnet_jax.cost import Costs, Parameters
-from drnet_jax.devices import Programs, data_mesh, put_batch, replicated
+from drnet_jax.devices import Programs, data_mesh, put_batch, replicated, split
 from drnet_jax.drnet import DRNet
 from drnet_jax.models.layers import Conv, scaled
 from drnet_jax.models.norm import BatchNorm
@@ -29,7 +29,7 @@ from drnet_jax.train.objectives import GumbelObjective, Objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import Step
+from drnet_jax.train.step import FinetuneStep, PretrainStep
 
 RESOLUTIONS = (16, 12, 8)
 CLASSES = 7
@@ -144,7 +144,7 @@ def kept_gradients() -> optax.GradientTransformation:
 
 
 class Trainer:
-    """A `Step` with all that it needs, and a state which each test starts anew."""
+    """A step with all that it needs, and a state which each test starts anew."""
 
     def __init__(
         self, devices: int = 1, stage: str = "finetune", estimator: str = "selected",
@@ -158,13 +158,14 @@ class Trainer:
             kept_gradients(), make_optimizer(config, stage, steps_per_epoch=1)
         )
         self.announced: list[str] = []
-        self.step = Step(
-            drnet=self.drnet, optimizer=self.optimizer, mesh=self.mesh,
-            programs=Programs(lambda compilation: self.announced.append(compilation.name)),
-            stage=stage, estimator=estimator, objective=objective,
-            sizes=Sizes(config.bucket_multiple, config.bucket_lead),
-            distillation=config.pretrain.distillation,
-        )
+        programs = Programs(lambda compilation: self.announced.append(compilation.name))
+        shared = self.drnet, self.optimizer, self.mesh, programs
+        self.step = {
+            "pretrain": lambda: PretrainStep(*shared, config.pretrain.distillation),
+            "finetune": lambda: FinetuneStep(
+                *shared, objective, Sizes(config.bucket_multiple, config.bucket_lead),
+                dense=estimator == "dense"),
+        }[stage]()
         self._init = jax.jit(self.optimizer.init, out_shardings=replicated(self.mesh))
 
     def state(self, variables: tuple[Any, Any] | None = None) -> TrainState:
@@ -176,11 +177,18 @@ class Trainer:
         return TrainState(put(jnp.int32(0)), params, batch_stats, self._init(params))
 
     def run(
-        self, state: TrainState, batch: dict[str, np.ndarray], seed: int = 0
+        self, state: TrainState, batch: dict[str, np.ndarray], seed: int = 0,
+        noise: np.ndarray | None = None,
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One step; (state, metrics) with numpy leaves in the metrics."""
+        """One step, with `noise` [B, R] if given; (state, metrics) with numpy leaves in the latter.
+        """
+        batch = put_batch(self.mesh, batch)
         key = jax.device_put(jax.random.key(seed), replicated(self.mesh))
-        state, metrics = self.step(state, put_batch(self.mesh, batch), key)
+        if noise is None:
+            state, metrics = self.step(state, batch, key)
+        else:
+            noise = jax.device_put(noise, split(self.mesh))
+            state, metrics = self.step.with_noise(state, batch, noise, key)
         return state, jax.tree.map(np.asarray, metrics)
 
 

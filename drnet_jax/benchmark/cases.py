@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from drnet_jax.benchmark.timing import Case
-from drnet_jax.config import Config
+from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import TRAINING_PASSES, Costs
-from drnet_jax.devices import AXIS, Compilation, Programs, cores, per_device, put_batch, replicated
+from drnet_jax.devices import AXIS, Compilation, cores, per_device, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
@@ -22,11 +22,10 @@ from drnet_jax.inference.queues import IN_FLIGHT, Queues
 from drnet_jax.models.layers import scaled
 from drnet_jax.models.resnet import CHANNELS
 from drnet_jax.train.device import Plan, Sums, plan_of
-from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
-from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import Step
+from drnet_jax.train.state import TrainState, create_state
+from drnet_jax.train.step import FinetuneStep, Setup, Step, make_step
 
 STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
 STREAM = 12  # batches of a routed stream: enough for the queues to fill
@@ -49,7 +48,7 @@ def deal(mix: np.ndarray, images: int, seed: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class ForcedStep(Step):
+class ForcedStep(FinetuneStep):
     """A finetuning step whose images go where a table sends them.
 
     The predictor runs and is waited for as in any step; only its choice is replaced.
@@ -57,13 +56,19 @@ class ForcedStep(Step):
 
     choices: Iterator[np.ndarray]  # int32 [B], for each step the next
 
+    @classmethod
+    def of(cls, step: FinetuneStep, choices: Iterator[np.ndarray]) -> "ForcedStep":
+        """A finetuning step with these choices in place of its own."""
+        values = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+        return cls(**values, choices=choices)
+
     def route(
-        self, state: TrainState, batch: Tree, key: jax.Array
-    ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
-        routed, noise, sums, counts = super().route(state, batch, key)
+        self, state: TrainState, batch: Tree, noise: jax.Array, key: jax.Array
+    ) -> tuple[Plan, Sums, jax.Array]:
+        routed, sums, counts = super().route(state, batch, noise, key)
         jax.block_until_ready(counts)
         plan, counts = self.deal_out(next(self.choices).tobytes())
-        return plan.replace(key=routed.key), noise, sums, counts
+        return plan.replace(key=routed.key), sums, counts
 
     @functools.cached_property
     def deal_out(self) -> Callable[[bytes], tuple[Plan, np.ndarray]]:
@@ -84,27 +89,17 @@ class ForcedStep(Step):
 
 
 def training(
-    config: Config, drnet: DRNet, costs: Costs, mesh: Mesh, batch: dict[str, np.ndarray],
-    choice: np.ndarray, new_programs: Callable[[], Programs],
+    setup: Setup, batch: dict[str, np.ndarray], choice: np.ndarray
 ) -> Iterator[Contestant]:
     """Steps of a plain classifier at the base size, and of finetuning, dense and bucketed."""
+    config, drnet, costs, mesh = setup.config, setup.drnet, setup.costs, setup.mesh
     size, key = len(choice), jax.device_put(jax.random.key(config.seed), replicated(mesh))
     batch = put_batch(mesh, batch)
-
-    def step(kind: type[Step], drnet: DRNet, stage: str, estimator: str, **forced: Any) -> Step:
-        return kind(
-            drnet=drnet, optimizer=make_optimizer(config, stage, STEPS_PER_EPOCH), mesh=mesh,
-            programs=new_programs(), stage=stage, estimator=estimator,
-            sizes=Sizes(config.bucket_multiple, lead=0),
-            objective=make_objective(config, costs),
-            distillation=0.0,  # a single candidate has no other to teach, and finetuning has none
-            **forced,
-        )
 
     def contestant(
         name: str, step: Step, multiply_adds: float, padded: float = 0.0
     ) -> Contestant:
-        state = _initial_state(step, key)
+        state = initial_state(step, key)
 
         def call() -> Tree:
             nonlocal state
@@ -117,23 +112,35 @@ def training(
     plain = dataclasses.replace(
         drnet, resolutions=drnet.resolutions[:1], norm_keys=drnet.norm_keys[:1]
     )
-    yield contestant("static", step(Step, plain, "pretrain", "selected"), costs.classifier[0])
-    choices = itertools.repeat(choice)
-    dense = step(ForcedStep, drnet, "finetune", "dense", choices=choices)
-    yield contestant("dense", dense, sum(costs.classifier) + costs.predictor)
-    bucketed = step(ForcedStep, drnet, "finetune", "selected", choices=choices)
-    local = size // mesh.size
+    optimizers = {stage: make_optimizer(config, stage, STEPS_PER_EPOCH) for stage in STAGES}
+    static = make_step(
+        dataclasses.replace(setup, drnet=plain), "pretrain", optimizers["pretrain"]
+    )
+    # A single candidate has no other to teach.
+    yield contestant("static", dataclasses.replace(static, distillation=0.0), costs.classifier[0])
+
+    def forced(dense: bool) -> ForcedStep:
+        sizes = Sizes(config.bucket_multiple, lead=0)
+        step = make_step(setup, "finetune", optimizers["finetune"], sizes)
+        return ForcedStep.of(dataclasses.replace(step, dense=dense), itertools.repeat(choice))
+
+    yield contestant("dense", forced(True), sum(costs.classifier) + costs.predictor)
+    bucketed, local = forced(False), size // mesh.size
     slots = bucketed.sizes.advance(bucketed.deal_out(choice.tobytes())[1].tolist(), local)
     yield contestant("bucketed", bucketed, _mean_cost(costs, choice), 1 - local / sum(slots))
 
 
-def _initial_state(step: Step, key: jax.Array) -> TrainState:
+def initial_state(step: Step, key: jax.Array) -> TrainState:
+    """A fresh state for a step, on its mesh."""
     def create(key: jax.Array) -> TrainState:
-        params, batch_stats = step.drnet.init(key)
-        if step.stage == "pretrain":  # no routing: no predictor to carry along
-            params |= {"predictor": {}}
-            batch_stats |= {"predictor": {}}
-        return TrainState(jax.numpy.int32(0), params, batch_stats, step.optimizer.init(params))
+        state = create_state(step.drnet, step.optimizer, key)
+        if not isinstance(step, FinetuneStep):  # no routing: no predictor to carry along
+            params = state.params | {"predictor": {}}
+            state = state.replace(
+                params=params, batch_stats=state.batch_stats | {"predictor": {}},
+                opt_state=step.optimizer.init(params),
+            )
+        return state
 
     return jax.jit(create, out_shardings=replicated(step.mesh))(key)
 

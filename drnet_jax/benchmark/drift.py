@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from drnet_jax.benchmark.cases import STEPS_PER_EPOCH, ForcedStep, draw
+from drnet_jax.benchmark.cases import STEPS_PER_EPOCH, ForcedStep, draw, initial_state
 from drnet_jax.config import Config
 from drnet_jax.cost import model_costs
 from drnet_jax.devices import (
@@ -28,10 +28,8 @@ from drnet_jax.devices import (
 )
 from drnet_jax.drnet import DRNet
 from drnet_jax.formatting import table
-from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
-from drnet_jax.train.sizes import Sizes
-from drnet_jax.train.state import create_state
+from drnet_jax.train.step import Setup, make_step
 
 QUARTERS = 4  # parts of the run that the report tells apart
 
@@ -70,17 +68,16 @@ def drift(config: Config, steps: int) -> dict[str, Any]:
         programs.append(dataclasses.asdict(compilation) | {"step": number})
 
     drnet, size = DRNet.from_config(config, config.classifier.classes), config.batch_size
-    step = ForcedStep(
-        drnet=drnet, optimizer=make_optimizer(config, "finetune", STEPS_PER_EPOCH), mesh=mesh,
-        programs=Programs(announce), stage="finetune", estimator="selected",
-        sizes=Sizes(config.bucket_multiple, config.bucket_lead),
-        objective=make_objective(config, costs), distillation=0.0,
-        choices=drifting(len(costs.resolutions), size, steps, config.seed),
+    step = make_step(
+        Setup(config, drnet, costs, mesh, Programs(announce)), "finetune",
+        make_optimizer(config, "finetune", STEPS_PER_EPOCH),
+    )
+    step = ForcedStep.of(
+        dataclasses.replace(step, dense=False),
+        drifting(len(costs.resolutions), size, steps, config.seed),
     )
     key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
-    state = jax.jit(
-        lambda key: create_state(drnet, step.optimizer, key), out_shardings=replicated(mesh)
-    )(key)
+    state = initial_state(step, key)
     batch = put_batch(mesh, draw(config, size))
     slots, seconds = np.zeros(steps), np.zeros(steps)
     try:

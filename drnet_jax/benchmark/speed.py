@@ -46,6 +46,7 @@ from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, env
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.formatting import by_resolution
+from drnet_jax.train.step import Setup
 
 INPUT_BATCHES = 4  # of the input pipeline's turn; more than it reads ahead
 
@@ -112,9 +113,7 @@ def _contestants(
     drnet = DRNet.from_config(config, config.classifier.classes)
     choice = cases.deal(mix, config.batch_size, config.seed)
     return [
-        *cases.training(
-            config, drnet, costs, mesh, batch, choice, lambda: Programs(announce)
-        ),
+        *cases.training(Setup(config, drnet, costs, mesh, Programs(announce)), batch, choice),
         *cases.inference(drnet, costs, mesh, images, mix, config.seed, announce),
         *torch,
     ]

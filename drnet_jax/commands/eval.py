@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from drnet_jax.checkpoint import CLASSIFIER, PREDICTOR, check_compatible
 from drnet_jax.commands.shared import define_config, define_distributed, define_workdir
 from drnet_jax.config import GIGA
 from drnet_jax.data.sources import Source, open_source
@@ -18,6 +17,7 @@ from drnet_jax.evaluation.files import write_confusion, write_predictions
 from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
 from drnet_jax.model import Model, load
+from drnet_jax.train.resume import CLASSIFIER, PREDICTOR, check_compatible
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:

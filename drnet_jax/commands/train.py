@@ -14,12 +14,16 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         "warm-up", False, "Compile every program of training, at every size that a bucket can "
         "have, before the first step.", flag_values=values,
     )
+    changed_data = flags.DEFINE_bool(
+        "changed-data", False, "Go on although the training images have changed since the newest "
+        "checkpoint: with the new ones, from the next epoch on.", flag_values=values,
+    )
     start = define_distributed(values)
 
     def command() -> None:
         checked, where = config(), workdir()
         start()
         print(checked.to_json())
-        train(checked, where, warm_up.value)
+        train(checked, where, warm_up.value, changed_data.value)
 
     return command

@@ -163,6 +163,6 @@ def _most_programs(config: Config, target: Target, costs: Costs) -> dict[str, in
     bucketed = sizes * resolutions
     return {
         "pretrain": 2 + resolutions,
-        "finetune": 2 + (1 if config.router.gumbel.estimator == "dense" else bucketed),
+        "finetune": 3 + (1 if config.router.gumbel.estimator == "dense" else bucketed),
         "inference": 3 + resolutions,
     }

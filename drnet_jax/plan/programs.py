@@ -28,14 +28,11 @@ from drnet_jax.plan import flax_baseline
 from drnet_jax.plan.compiler import Analysis, Failure, analyse, analyse_all
 from drnet_jax.plan.target import Target
 from drnet_jax.resolutions import only
-from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
-from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState, create_state
-from drnet_jax.train.step import Step
+from drnet_jax.train.step import FinetuneStep, PretrainStep, Setup, batch_shapes, make_step
 
 TURNS = 3  # of compiling the blocks, for medians of the seconds
-Batch = dict[str, jax.ShapeDtypeStruct]
 
 
 def state_of(config: Config, drnet: DRNet, stage: str) -> TrainState:
@@ -72,7 +69,7 @@ def compiled(
     of_group = {
         # The whole batch serves until a smaller size is compiled.
         stage: list(_step(config, target, drnet, costs, stage).all_programs(
-            states[stage], _batch(config, config.batch_size), jax.eval_shape(jax.random.key, 0),
+            states[stage], batch_shapes(config),
             [sorted({size, local} - {0}) for size in wanted],
         ))
         for stage in STAGES
@@ -82,8 +79,7 @@ def compiled(
     half = []
     if target.chip and local > 1:
         half = list(_step(config, target, drnet, costs, "pretrain").all_programs(
-            states["pretrain"], _batch(config, local // 2 * target.devices),
-            jax.eval_shape(jax.random.key, 0), [],
+            states["pretrain"], batch_shapes(config, local // 2 * target.devices)
         ))[1:2]
     found = analyse_all([*(each for group in of_group.values() for each in group), *half])
 
@@ -91,7 +87,7 @@ def compiled(
         """Bytes that a device holds all the while: the state, sums, and this and the next batch."""
         if group == "inference":
             return bytes_of((states["finetune"].params, states["finetune"].batch_stats))
-        of_row = bytes_of(_batch(config, 1))
+        of_row = bytes_of(batch_shapes(config, 1))
         return bytes_of((states[group], exchanged(states[group], group))) + 2 * rows * of_row
 
     rows = [
@@ -123,28 +119,18 @@ def largest_batch(memory: float, rows: int, whole: int, half: int) -> int | None
     return max(0, math.floor((memory - whole) / each) + rows) if each > 0 else None
 
 
-def _batch(config: Config, size: int) -> Batch:
-    base = config.resolutions[0]
-    return {
-        "image": jax.ShapeDtypeStruct((size, base, base, 3), np.uint8),
-        "label": jax.ShapeDtypeStruct((size,), np.int32),
-    }
-
-
-def _step(config: Config, target: Target, drnet: DRNet, costs: Costs, stage: str) -> Step:
-    return Step(
-        drnet=drnet, optimizer=make_optimizer(config, stage, 1), mesh=target.mesh,
-        programs=Programs(), stage=stage, estimator=config.router.gumbel.estimator,
-        sizes=Sizes(config.bucket_multiple, config.bucket_lead),
-        objective=make_objective(config, costs), distillation=config.pretrain.distillation,
-    )
+def _step(
+    config: Config, target: Target, drnet: DRNet, costs: Costs, stage: str
+) -> PretrainStep | FinetuneStep:
+    setup = Setup(config, drnet, costs, target.mesh, Programs())
+    return make_step(setup, stage, make_optimizer(config, stage, 1))
 
 
 def _inference(
     config: Config, target: Target, drnet: DRNet, state: TrainState
 ) -> Iterator[tuple[Program, tuple[Any, ...]]]:
     size = -(-config.evaluation.batch_size * target.hosts // target.devices) * target.devices
-    images = _batch(config, size)["image"]
+    images = batch_shapes(config, size)["image"]
     params, stats = state.params, state.batch_stats
     predictor = {"predictor": params["predictor"]}, {"predictor": stats["predictor"]}
     yield score_program(drnet, target.mesh, size), (*predictor, images)
@@ -201,8 +187,7 @@ def reference(config: Config, target: Target) -> list[tuple[dict[str, Any], dict
     rows = config.batch_size // target.devices
     step = _step(config, target, drnet, costs, "pretrain")
     _, largest, *_ = step.all_programs(
-        state_of(config, drnet, "pretrain"), _batch(config, config.batch_size),
-        jax.eval_shape(jax.random.key, 0), [],
+        state_of(config, drnet, "pretrain"), batch_shapes(config)
     )
     twin = flax_baseline.training_program(
         target.mesh, flax_baseline.flax_twin(drnet.classifier), config.resolutions[0], rows

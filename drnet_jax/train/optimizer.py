@@ -6,26 +6,29 @@ import optax
 from drnet_jax.config import Config, Stage
 
 
-def learning_rate(stage: Stage, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up from 0, times a factor every `decay_epochs` (section 4.1)."""
+def learning_rate(stage: Stage, steps_per_epoch: int, ahead: int = 0) -> optax.Schedule:
+    """Linear warm-up from 0, times a factor every `decay_epochs` (section 4.1).
+
+    It is `ahead` steps ahead of those that are counted (see `drnet_jax.checkpoint.Progress`).
+    """
     warmup = optax.linear_schedule(0, 1, max(1, round(stage.warmup_epochs * steps_per_epoch)))
     decay = optax.exponential_decay(
         stage.learning_rate, max(1, round(stage.decay_epochs * steps_per_epoch)),
         stage.decay_factor, staircase=True,
     )
     # Counted from 1: a first step at rate 0 would be a step lost.
-    return lambda step: warmup(step + 1) * decay(step)
+    return lambda step: warmup(step + ahead + 1) * decay(step + ahead)
 
 
 def make_optimizer(
-    config: Config, stage: str, steps_per_epoch: int
+    config: Config, stage: str, steps_per_epoch: int, ahead: int = 0
 ) -> optax.GradientTransformation:
     """SGD as PyTorch's: decay is added to the gradient, then momentum, then the rate.
 
     In `pretrain` the predictor stands still; in `finetune` it learns at `optimizer.predictor_rate`
     times the classifier's rate. Each of the two has its gradient clipped on its own.
     """
-    schedule = learning_rate(getattr(config, stage), steps_per_epoch)
+    schedule = learning_rate(config.stage(stage), steps_per_epoch, ahead)
 
     def sgd(share: float) -> optax.GradientTransformation:
         decay_all = config.optimizer.decay_norms_and_biases

@@ -57,6 +57,17 @@ class Sizes:
             found.setdefault(str(resolutions[index]), {})[str(size)] = steps
         return found
 
+    @staticmethod
+    def left_of(
+        by_resolution: dict[str, dict[str, int]], resolutions: Sequence[int]
+    ) -> dict[Size, int]:
+        """The inverse of `by_resolution`."""
+        return {
+            (index, int(size)): steps
+            for index, resolution in enumerate(resolutions)
+            for size, steps in by_resolution.get(str(resolution), {}).items()
+        }
+
     def _size(self, index: int, count: int, limit: int) -> int:
         wanted = buckets.padded_size(count, self._multiple, limit)
         self.left.setdefault((index, wanted), self._lead)

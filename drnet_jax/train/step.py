@@ -1,150 +1,107 @@
-"""One training step on a mesh: which programs run, and at which static sizes."""
+"""Steps: what the host launches for one step of training, and at which static sizes.
+
+Every host calls a step alike, with global arrays: the state replicated, the batch split. The state
+given to it is donated. What the programs compute is in `drnet_jax.train.device`.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.devices import AXIS, Program, Programs, per_device, split
+from drnet_jax.config import Config
+from drnet_jax.cost import Costs
+from drnet_jax.devices import AXIS, Program, Programs, split
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.resolutions import only
-from drnet_jax.train import device
-from drnet_jax.train.device import Plan, Sums
-from drnet_jax.train.objectives import Objective
+from drnet_jax.train import device, update
+from drnet_jax.train.device import Bucket, Plan, Sums
+from drnet_jax.train.objectives import Objective, make_objective
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
 
 EVERYWHERE, SPLIT = P(), P(AXIS)
+Calls = Iterator[tuple[Program, tuple[Any, ...]]]  # programs with the shapes of their arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the steps of both stages are made of."""
+
+    config: Config
+    drnet: DRNet
+    costs: Costs
+    mesh: Mesh
+    programs: Programs
+
+
+def make_step(
+    setup: Setup, stage: str, optimizer: optax.GradientTransformation, sizes: Sizes | None = None
+) -> "PretrainStep | FinetuneStep":
+    """The step of a stage; `sizes` those of a run's buckets so far, None at its beginning."""
+    config, shared = setup.config, (setup.drnet, optimizer, setup.mesh, setup.programs)
+    if stage == "pretrain":
+        return PretrainStep(*shared, config.pretrain.distillation)
+    return FinetuneStep(
+        *shared, make_objective(config, setup.costs),
+        sizes or Sizes(config.bucket_multiple, config.bucket_lead),
+        dense=config.router.gumbel.estimator == "dense",
+    )
+
+
+def batch_shapes(config: Config, size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch, of `config.batch_size` images or of `size`."""
+    size, base = size or config.batch_size, config.resolutions[0]
+    return {
+        "image": jax.ShapeDtypeStruct((size, base, base, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((size,), np.int32),
+    }
+
+
+def run_buckets(
+    step: "Step", sizes: Sequence[int], state: TrainState, batch: Tree, plan: Plan, sums: Sums
+) -> Sums:
+    """Adds the buckets to the sums in turn, padded to `sizes` [R]; those of 0 are not run."""
+    for index, size in enumerate(sizes):
+        if size:
+            arguments = step.bucket_arguments(index, state, batch, plan, sums)
+            added: Sums = step.programs.run(step.bucket_program(index, size), *arguments)
+            norms = sums.grads["norms"] | added.grads["norms"]
+            sums = added.replace(
+                grads=added.grads | {"norms": norms}, moments=sums.moments | added.moments
+            )
+    return sums
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """`(state, batch, key) -> (state, metrics)`, for either stage.
+    """What the steps of both stages have in common: `(state, batch, key) -> (state, metrics)`.
 
-    Called by every host alike with global arrays: the state replicated, the batch split. The
-    state given to it is donated. Metrics are sums over the global batch (see `steps`); those of
-    finetuning have `slots` besides: the rows that each resolution [R] was run on, on all devices,
-    padding included.
+    Metrics are sums over the global batch (see `drnet_jax.train.device`).
     """
 
     drnet: DRNet
     optimizer: optax.GradientTransformation
     mesh: Mesh
     programs: Programs
-    stage: str  # "pretrain" or "finetune"
-    estimator: str  # "selected" or "dense"
-    sizes: Sizes
-    objective: Objective
-    distillation: float  # of pretraining, see `device.bucket`
 
-    def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
-        """Runs one step; `key` is folded with the step's number."""
-        if self.stage == "pretrain":
-            return self.pretrain(state, batch, key)
-        return self.finetune(state, batch, key)
+    def bucket(self, index: int, size: int) -> Bucket:
+        """What is static of a bucket of this stage."""
+        raise NotImplementedError
 
-    def pretrain(
-        self, state: TrainState, batch: Tree, key: jax.Array
-    ) -> tuple[TrainState, Tree]:
-        """All samples at all resolutions, their losses summed."""
-        plan, sums = self.programs.run(
-            self.begin_program, state.params, state.batch_stats, batch, key, state.step
-        )
-        for index in range(len(self.drnet.resolutions)):
-            sums = self._add_bucket(index, self._local(batch), state, batch, plan, sums)
-        return self.programs.run(self.pretrain_program, state, sums)
-
-    def finetune(
-        self, state: TrainState, batch: Tree, key: jax.Array
-    ) -> tuple[TrainState, Tree]:
-        """Each sample at the resolution that the predictor draws for it."""
-        plan, noise, sums, counts = self.route(state, batch, key)
-        if self.estimator == "dense":
-            sizes = [self._local(batch)] * len(self.drnet.resolutions)
-            sums = self.programs.run(
-                self.dense_program, state.params, state.batch_stats, batch, plan, sums
-            )
-        else:
-            # The one place where the host waits: the sizes of this step's programs.
-            sizes = self.sizes.advance(np.asarray(counts).tolist(), self._local(batch))
-            for index, size in enumerate(sizes):
-                if size:
-                    sums = self._add_bucket(index, size, state, batch, plan, sums)
-            for index, size in self.sizes.ahead():
-                arguments = self._of_bucket(index, state, batch, plan, sums)
-                self.programs.prepare(self.bucket_program(index, size), *arguments)
-        state, metrics = self.programs.run(
-            self.finetune_program, state, batch, noise, plan, sums
-        )
-        return state, metrics | {"slots": self.mesh.size * np.array(sizes)}
-
-    def _add_bucket(
-        self, index: int, size: int, state: TrainState, batch: Tree, plan: Plan, sums: Sums
-    ) -> Sums:
-        arguments = self._of_bucket(index, state, batch, plan, sums)
-        found: Sums = self.programs.run(self.bucket_program(index, size), *arguments)
-        norms = sums.grads["norms"] | found.grads["norms"]
-        return found.replace(
-            grads=found.grads | {"norms": norms}, moments=sums.moments | found.moments
-        )
-
-    def _of_bucket(
+    def bucket_arguments(
         self, index: int, state: TrainState, batch: Tree, plan: Plan, sums: Sums
     ) -> tuple[Tree, Tree, Tree, Plan, Sums]:
         """The arguments of a bucket's program: nothing of the other resolutions' norms."""
         key = self.drnet.norm_keys[index]
-        own = sums.replace(
-            grads=only(sums.grads, key), moments={key: sums.moments[key]}
-        )
+        own = sums.replace(grads=only(sums.grads, key), moments={key: sums.moments[key]})
         return only(state.params, key), only(state.batch_stats, key), batch, plan, own
-
-    def route(
-        self, state: TrainState, batch: Tree, key: jax.Array
-    ) -> tuple[Plan, jax.Array, Sums, jax.Array]:
-        """The plan of a finetuning step, its Gumbel noise, empty sums, and the counts [R]."""
-        return self.programs.run(
-            self.route_program, state.params, state.batch_stats, batch, key, state.step
-        )
-
-    @functools.cached_property
-    def begin_program(self) -> Program:
-        def begin(params, batch_stats, batch, key, step):
-            sums = device.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
-            plan = device.everyone(self.drnet, batch, device.device_key(key, step))
-            return plan, _to_global(sums)
-
-        specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
-        return Program.mapped("begin", self.mesh, begin, specs, (SPLIT, SPLIT))
-
-    @functools.cached_property
-    def route_program(self) -> Program:
-        def route(params, batch_stats, batch, noise, key, step):
-            plan, counts = device.route(
-                self.drnet, self.objective, params, batch_stats, batch, noise,
-                device.device_key(key, step),
-            )
-            sums = device.start(self.drnet, params, batch_stats, batch)
-            return plan, _to_global(sums), counts
-
-        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, EVERYWHERE, EVERYWHERE)
-        mapped = per_device(self.mesh, route, specs, (SPLIT, SPLIT, EVERYWHERE))
-
-        def with_noise(params, batch_stats, batch, key, step):
-            # Drawn for the global batch: the choices do not depend on the number of devices.
-            shape = (batch["label"].shape[0], len(self.drnet.resolutions))
-            noise = jax.random.gumbel(jax.random.fold_in(key, step), shape)
-            noise = jax.lax.with_sharding_constraint(noise, split(self.mesh))
-            plan, sums, counts = mapped(params, batch_stats, batch, noise, key, step)
-            return plan, noise, sums, counts
-
-        specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
-        return Program("route", self.mesh, with_noise, specs)
 
     @functools.cached_property
     def bucket_program(self) -> Callable[[int, int], Program]:
@@ -152,97 +109,192 @@ class Step:
         return functools.cache(self._bucket_program)
 
     def _bucket_program(self, index: int, size: int) -> Program:
-        whole = self.stage == "pretrain"
-        distillation = self.distillation if whole else 0.0
-
-        def bucket(params, batch_stats, batch, plan, sums):
-            global_batch = batch["label"].shape[0] * self.mesh.size
-            return _to_global(device.bucket(
-                self.drnet, index, size, global_batch, distillation, whole,
-                params, batch_stats, batch, plan, _to_local(sums),
-            ))
-
-        resolution = self.drnet.resolutions[index]
-        name = f"bucket {resolution}px x{size}" + (" of stage 1" if whole else "")
+        bucket = self.bucket(index, size)
+        name = f"bucket {self.drnet.resolutions[index]}px x{size}" + " of stage 1" * bucket.whole
+        add = functools.partial(device.add_bucket, self.drnet, bucket)
         specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
-        return Program.mapped(name, self.mesh, bucket, specs, SPLIT, donate=(4,))
+        return Program.mapped(name, self.mesh, add, specs, SPLIT, donate=(4,))
 
-    @functools.cached_property
-    def dense_program(self) -> Program:
-        def dense(params, batch_stats, batch, plan, sums):
-            global_batch = batch["label"].shape[0] * self.mesh.size
-            return _to_global(device.dense(
-                self.drnet, global_batch, params, batch_stats, batch, plan, _to_local(sums)
-            ))
-
-        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
-        return Program.mapped("dense", self.mesh, dense, specs, SPLIT, donate=(4,))
-
-    @functools.cached_property
-    def pretrain_program(self) -> Program:
-        def update(state, sums):
-            return device.pretrain_update(self.optimizer, state, _to_local(sums))
-
-        specs, out_specs = (EVERYWHERE, SPLIT), (EVERYWHERE, EVERYWHERE)
-        return Program.mapped("update of stage 1", self.mesh, update, specs, out_specs, donate=(0,))
-
-    @functools.cached_property
-    def finetune_program(self) -> Program:
-        def update(state, batch, noise, plan, sums):
-            return device.finetune_update(
-                self.drnet, self.optimizer, self.objective, state, batch, noise, plan,
-                _to_local(sums),
-            )
-
-        specs, out_specs = (EVERYWHERE, SPLIT, SPLIT, SPLIT, SPLIT), (EVERYWHERE, EVERYWHERE)
-        return Program.mapped("update of stage 2", self.mesh, update, specs, out_specs, donate=(0,))
-
-    def all_programs(
-        self, state: TrainState, batch: Tree, key: jax.Array, sizes: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[Program, tuple]]:
-        """Every program of a step, with the shapes of its arguments; nothing is computed.
-
-        Args:
-            state, batch, key: as of `__call__`, or their shapes.
-            sizes: of the buckets of each resolution [R]; pretraining has the whole batch.
-        """
-        if self.stage == "pretrain":
-            sizes = [[self._local(batch)]] * len(self.drnet.resolutions)
-            first = self.begin_program, (
-                state.params, state.batch_stats, batch, key, state.step
-            )
-            plan, sums = jax.eval_shape(first[0].function, *first[1])
-            last = self.pretrain_program, (state, sums)
-        else:
-            arguments = state.params, state.batch_stats, batch, key, state.step
-            first = self.route_program, arguments
-            plan, noise, sums, _ = jax.eval_shape(self.route_program.function, *arguments)
-            last = self.finetune_program, (state, batch, noise, plan, sums)
-        yield first
-        if self.stage == "finetune" and self.estimator == "dense":
-            yield self.dense_program, (state.params, state.batch_stats, batch, plan, sums)
-        else:
-            for index, of_resolution in enumerate(sizes):
-                arguments = self._of_bucket(index, state, batch, plan, sums)
-                for size in of_resolution:
-                    yield self.bucket_program(index, size), arguments
-        yield last
-
-    def _local(self, batch: Tree) -> int:
+    def rows(self, batch: Tree) -> int:
+        """Of a global batch those of one device."""
         return batch["label"].shape[0] // self.mesh.size
 
 
-def _to_global(sums: Sums) -> Sums:
-    """Gives what is local to a device a leading device axis, to leave `shard_map` by."""
-    def grow(tree):
-        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), tree)
+@dataclasses.dataclass(frozen=True)
+class PretrainStep(Step):
+    """A step of stage 1: all samples at all resolutions, their losses summed."""
 
-    return sums.replace(grads=grow(sums.grads), moments=grow(sums.moments))
+    distillation: float  # see `device.Bucket`
+
+    def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
+        """Runs one step; `key`, folded with the step's number, is for networks with dropout."""
+        plan, sums = self.programs.run(
+            self.begin_program, state.params, state.batch_stats, batch, key, state.step
+        )
+        whole = [self.rows(batch)] * len(self.drnet.resolutions)
+        sums = run_buckets(self, whole, state, batch, plan, sums)
+        return self.programs.run(self.update_program, state, sums)
+
+    def bucket(self, index: int, size: int) -> Bucket:
+        return Bucket(index, size, whole=True, distillation=self.distillation)
+
+    @functools.cached_property
+    def begin_program(self) -> Program:
+        """(params, batch_stats, batch, key, step) -> (plan, sums): of everyone, and empty."""
+        def begin(params, batch_stats, batch, key, step):
+            sums = device.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
+            return device.everyone(self.drnet, batch, device.device_key(key, step)), sums
+
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
+        return Program.mapped("begin", self.mesh, begin, specs, (SPLIT, SPLIT))
+
+    @functools.cached_property
+    def update_program(self) -> Program:
+        """(state, sums) -> (state, metrics)."""
+        def move(state, sums):
+            *gradients, metrics = update.pretrain_gradients(state, sums)
+            return update.apply_gradients(self.optimizer, state, *gradients), metrics
+
+        specs, out_specs = (EVERYWHERE, SPLIT), (EVERYWHERE, EVERYWHERE)
+        return Program.mapped("update of stage 1", self.mesh, move, specs, out_specs, donate=(0,))
+
+    def all_programs(
+        self, state: TrainState, batch: Tree, sizes: Sequence[Sequence[int]] = ()
+    ) -> Calls:
+        """Every program of a step; nothing is computed, so that shapes will do for `__call__`'s
+        state and batch. `sizes` are for the other stage: here every bucket has the whole batch.
+        """
+        key = jax.eval_shape(jax.random.key, 0)
+        begin = self.begin_program, (state.params, state.batch_stats, batch, key, state.step)
+        plan, sums = jax.eval_shape(begin[0].function, *begin[1])
+        yield begin
+        for index in range(len(self.drnet.resolutions)):
+            arguments = self.bucket_arguments(index, state, batch, plan, sums)
+            yield self.bucket_program(index, self.rows(batch)), arguments
+        yield self.update_program, (state, sums)
 
 
-def _to_local(sums: Sums) -> Sums:
-    """The inverse of `_to_global`, inside `shard_map`."""
-    def shrink(tree):
-        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), tree)
+@dataclasses.dataclass(frozen=True)
+class FinetuneStep(Step):
+    """A step of stage 2: each sample at the resolution that the predictor draws for it.
 
-    return sums.replace(grads=shrink(sums.grads), moments=shrink(sums.moments))
+    Its metrics have `slots` besides: the rows that each resolution [R] was run on, on all devices,
+    padding included.
+    """
+
+    objective: Objective
+    sizes: Sizes
+    dense: bool  # whether to run all resolutions for all samples, for the full gradient of Eq. 11
+
+    def __call__(self, state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Tree]:
+        """Runs one step with noise of `key` folded with the step's number."""
+        draw = self.noise_program(batch["label"].shape[0])
+        return self.with_noise(state, batch, self.programs.run(draw, key, state.step), key)
+
+    def with_noise(
+        self, state: TrainState, batch: Tree, noise: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, Tree]:
+        """Runs one step with Gumbel noise, float32 [B, R], split like the batch.
+
+        `key`, folded with the step's number, is for networks with dropout.
+        """
+        plan, sums, counts = self.route(state, batch, noise, key)
+        if self.dense:
+            sizes = [self.rows(batch)] * len(self.drnet.resolutions)
+            sums = self.programs.run(
+                self.dense_program, state.params, state.batch_stats, batch, plan, sums
+            )
+        else:
+            # The one place where the host waits: the sizes of this step's programs.
+            sizes = self.sizes.advance(np.asarray(counts).tolist(), self.rows(batch))
+            sums = run_buckets(self, sizes, state, batch, plan, sums)
+            self._prepare(state, batch, plan, sums)
+        state, metrics = self.programs.run(self.update_program, state, batch, noise, plan, sums)
+        return state, metrics | {"slots": self.mesh.size * np.array(sizes)}
+
+    def _prepare(self, state: TrainState, batch: Tree, plan: Plan, sums: Sums) -> None:
+        """Has the sizes that will be used compiled while the device works."""
+        for index, size in self.sizes.ahead():
+            program = self.bucket_program(index, size)
+            # Asked first, as to gather the arguments takes a while, and nearly all are there.
+            if not self.programs.knows(program):
+                arguments = self.bucket_arguments(index, state, batch, plan, sums)
+                self.programs.prepare(program, *arguments)
+
+    def route(
+        self, state: TrainState, batch: Tree, noise: jax.Array, key: jax.Array
+    ) -> tuple[Plan, Sums, jax.Array]:
+        """The plan of a step, empty sums, and the largest counts of any device [R]."""
+        return self.programs.run(
+            self.route_program, state.params, state.batch_stats, batch, noise, key, state.step
+        )
+
+    def bucket(self, index: int, size: int) -> Bucket:
+        return Bucket(index, size)
+
+    @functools.cached_property
+    def noise_program(self) -> Callable[[int], Program]:
+        """Size of the global batch -> the program (key, step) -> Gumbel noise; made once."""
+        return functools.cache(self._noise_program)
+
+    def _noise_program(self, size: int) -> Program:
+        def draw(key, step):
+            # For the global batch: the choices do not depend on the number of devices.
+            shape = size, len(self.drnet.resolutions)
+            noise = jax.random.gumbel(jax.random.fold_in(key, step), shape)
+            return jax.lax.with_sharding_constraint(noise, split(self.mesh))
+
+        return Program("noise", self.mesh, draw, (EVERYWHERE, EVERYWHERE))
+
+    @functools.cached_property
+    def route_program(self) -> Program:
+        """(params, batch_stats, batch, noise, key, step) -> (plan, empty sums, counts)."""
+        def route(params, batch_stats, batch, noise, key, step):
+            plan, counts = device.route(
+                self.drnet, self.objective, params, batch_stats, batch, noise,
+                device.device_key(key, step),
+            )
+            return plan, device.start(self.drnet, params, batch_stats, batch), counts
+
+        specs = EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, EVERYWHERE, EVERYWHERE
+        return Program.mapped("route", self.mesh, route, specs, (SPLIT, SPLIT, EVERYWHERE))
+
+    @functools.cached_property
+    def dense_program(self) -> Program:
+        """(params, batch_stats, batch, plan, sums) -> sums."""
+        add = functools.partial(device.add_dense, self.drnet)
+        specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
+        return Program.mapped("dense", self.mesh, add, specs, SPLIT, donate=(4,))
+
+    @functools.cached_property
+    def update_program(self) -> Program:
+        """(state, batch, noise, plan, sums) -> (state, metrics)."""
+        def move(state, *rest):
+            of_step = self.drnet, self.objective, state, *rest
+            *gradients, metrics = update.finetune_gradients(*of_step)
+            return update.apply_gradients(self.optimizer, state, *gradients), metrics
+
+        specs, out_specs = (EVERYWHERE, SPLIT, SPLIT, SPLIT, SPLIT), (EVERYWHERE, EVERYWHERE)
+        return Program.mapped("update of stage 2", self.mesh, move, specs, out_specs, donate=(0,))
+
+    def all_programs(
+        self, state: TrainState, batch: Tree, sizes: Sequence[Sequence[int]]
+    ) -> Calls:
+        """Every program of a step; nothing is computed, so that shapes will do for `__call__`'s
+        state and batch. `sizes` are those of the buckets of each resolution [R].
+        """
+        draw = self.noise_program(batch["label"].shape[0])
+        of_draw = jax.eval_shape(jax.random.key, 0), state.step
+        noise = jax.eval_shape(draw.function, *of_draw)
+        of_route = state.params, state.batch_stats, batch, noise, *of_draw
+        plan, sums, _ = jax.eval_shape(self.route_program.function, *of_route)
+        yield draw, of_draw
+        yield self.route_program, of_route
+        if self.dense:
+            yield self.dense_program, (state.params, state.batch_stats, batch, plan, sums)
+        else:
+            for index, of_resolution in enumerate(sizes):
+                arguments = self.bucket_arguments(index, state, batch, plan, sums)
+                for size in of_resolution:
+                    yield self.bucket_program(index, size), arguments
+        yield self.update_program, (state, batch, noise, plan, sums)

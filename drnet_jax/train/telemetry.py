@@ -1,7 +1,23 @@
-"""What a run tells: a progress bar, metrics.jsonl, TensorBoard events, and warnings."""
+"""Logging: a progress bar, metrics.jsonl, TensorBoard events, and warnings.
+
+A line of metrics.jsonl is a JSON object with `kind`, `step` (counted over both stages) and `time`
+(seconds since 1970). A cost is `multiply_adds` of one image, a mix the share of the images at each
+resolution, `{"64": 0.5, ...}`; accuracies and shares are between 0 and 1.
+
+    train       means over the steps since the line before: `stage`, `loss` (cross-entropy, in stage
+                1 summed over the resolutions), `learning_rate` (the last step's, of the
+                classifier), `images_per_second`, `data_wait` and `compile_wait` (shares of the
+                time), `seconds_left` of the stage; `accuracy`, in stage 1 by resolution; in stage 2
+                `mix`, `multiply_adds` (the predictor's included), `entropy` of the mix in nats,
+                `router_loss` and `padding` (the share of the buckets' rows that are no image)
+    validation  `stage`, and what `drnet_jax.train.validation` found
+    compile     `program`, `seconds`, and `waited`, those for which the run stood still
+
+TensorBoard has the numbers of `train` and `validation`.
+"""
 
 import json
-import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +25,9 @@ from typing import Any
 import jax
 import numpy as np
 from clu import metrics
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from drnet_jax import routing
@@ -26,25 +44,49 @@ HINT = (
 
 
 class Telemetry:
-    """Writes to `workdir`, and to the terminal, on the first host only."""
+    """Writes to `workdir`, once it is open, and to the terminal, on the first host only."""
 
     def __init__(self, workdir: str):
         self._active = jax.process_index() == 0
         self._jsonl = Path(workdir) / "metrics.jsonl"
-        self._tensorboard = SummaryWriter(
-            str(Path(workdir) / "tensorboard"), write_to_disk=self._active
-        )
+        self._events = Path(workdir) / "tensorboard"
+        # Not a SummaryWriter: its flush leaves out what still waits in a queue for its thread.
+        self._tensorboard: EventsWriter | None = None
         self._bar: tqdm | None = None
         self._step = 0  # of the last record
 
-    def rewind(self, step: int) -> None:
-        """Drops what an interrupted run wrote after the checkpoint it goes on from."""
-        if not self._active or not self._jsonl.exists():
-            return
-        lines = self._jsonl.read_text().splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+    def open(self, step: int) -> None:
+        """Opens the files, and drops what an interrupted run wrote after `step`."""
         self._step = step
-        self._jsonl.write_text("".join(f"{line}\n" for line in kept))
+        if not self._active:
+            return
+        if self._jsonl.exists():
+            self._rewind(step)
+        self._events.mkdir(exist_ok=True)
+        older = any(self._events.glob("events*"))
+        self._tensorboard = EventsWriter(str(self._events / "events"), f".after_{step}")
+        if older:  # of which TensorBoard then shows no later step
+            session = SessionLog(status=SessionLog.START)
+            self._tensorboard.write_event(
+                Event(step=step + 1, wall_time=time.time(), session_log=session)
+            )
+
+    def _rewind(self, step: int) -> None:
+        *lines, cut = self._jsonl.read_bytes().split(b"\n")
+        steps = [_step_of(line) for line in lines]
+        strange = [str(number) for number, at in enumerate(steps, 1) if at is None]
+        if strange:
+            self.say(
+                f"warning: {self._jsonl}: expected a record of a run in every line; left as they "
+                f"are: {'line' if len(strange) == 1 else 'lines'} {', '.join(strange)}"
+            )
+        kept = [line for line, at in zip(lines, steps, strict=True) if at is None or at <= step]
+        # Of what has no end of line a kill may have cut a part off.
+        if _step_of(cut) is not None and _step_of(cut) <= step:
+            kept.append(cut)
+        whole = self._jsonl.with_suffix(".new")
+        whole.write_bytes(b"".join(line + b"\n" for line in kept))
+        os.replace(whole, self._jsonl)
 
     def say(self, text: str) -> None:
         """Prints above the progress bar."""
@@ -83,19 +125,30 @@ class Telemetry:
         self._record(kind, values)
         for name, value in values.items():
             if isinstance(value, float):
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+                self._plot(f"{kind}/{name}", value)
             elif isinstance(value, dict):
                 for key, item in value.items():
-                    self._tensorboard.add_scalar(f"{kind}/{name}/{key}", item, step)
+                    self._plot(f"{kind}/{name}/{key}", item)
         summary = _summary(values)
         if self._bar is not None and not self._bar.disable and kind == "train":
             self._bar.set_postfix_str(summary)
         else:
             self.say(f"{kind} {step}: {summary}")
 
+    def flush(self) -> None:
+        """Writes out the TensorBoard events, which else may wait for a while."""
+        if self._active:
+            self._tensorboard.flush()
+
     def close(self) -> None:
-        """Flushes the TensorBoard events."""
-        self._tensorboard.close()
+        """Flushes and closes."""
+        if self._active:
+            self._tensorboard.close()
+
+    def _plot(self, name: str, value: float) -> None:
+        self._tensorboard.write_event(
+            Event(step=self._step, wall_time=time.time(), summary=scalar(name, value))
+        )
 
     def _record(self, kind: str, values: dict[str, Any]) -> None:
         if self._active:
@@ -104,12 +157,14 @@ class Telemetry:
                 file.write(json.dumps(line) + "\n")
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity if a kill cut the line short."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None if it is not a record of ours."""
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return math.inf
+        record = json.loads(line)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def _summary(values: dict[str, Any]) -> str:
@@ -118,7 +173,8 @@ def _summary(values: dict[str, Any]) -> str:
             return "/".join(text(item) for item in value.values())
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return " ".join(f"{name} {text(value)}" for name, value in values.items())
+    # A missed budget has a warning of its own.
+    return " ".join(f"{name} {text(value)}" for name, value in values.items() if name != "missed")
 
 
 class Window:
@@ -140,7 +196,7 @@ class Window:
         self._compile_wait += for_compiler
 
     def add(self, sums: dict[str, np.ndarray]) -> None:
-        """Adds the metrics of a step (see `train.steps`)."""
+        """Adds the metrics of a step (see `drnet_jax.train.device`)."""
         count = sums["count"]
         self._steps += 1
         new = {
@@ -160,23 +216,24 @@ class Window:
         }
         images = float(np.asarray(self._sums["loss"].count))
         seconds = time.perf_counter() - self._began
-        found: dict[str, Any] = {"loss": float(means["loss"])}
+        logged: dict[str, Any] = {"loss": float(means["loss"])}
         if "chosen" in means:
             mix = means["chosen"]
-            found["accuracy"] = float(means["correct"].sum())
-            found["mix"] = self._by_resolution(mix)
-            found["cost"] = float(mix @ np.array(self._costs.classifier)) + self._costs.predictor
-            found["entropy"] = routing.entropy(mix)
-            found["router_loss"] = float(means["router_loss"])
+            logged["accuracy"] = float(means["correct"].sum())
+            logged["mix"] = self._by_resolution(mix)
+            of_classifier = float(mix @ np.array(self._costs.classifier))
+            logged["multiply_adds"] = of_classifier + self._costs.predictor
+            logged["entropy"] = routing.entropy(mix)
+            logged["router_loss"] = float(means["router_loss"])
             if "slots" in means:
-                found["padding"] = float(1 - mix.sum() / means["slots"].sum())
+                logged["padding"] = float(1 - mix.sum() / means["slots"].sum())
         else:
-            found["accuracy"] = self._by_resolution(means["correct"])
-        found["images_per_second"] = images / seconds
-        found["data_wait"] = self._data_wait / seconds
-        found["compile_wait"] = self._compile_wait / seconds
-        found["seconds_left"] = steps_left * seconds / self._steps
-        return found
+            logged["accuracy"] = self._by_resolution(means["correct"])
+        logged["images_per_second"] = images / seconds
+        logged["data_wait"] = self._data_wait / seconds
+        logged["compile_wait"] = self._compile_wait / seconds
+        logged["seconds_left"] = steps_left * seconds / self._steps
+        return logged
 
     def collapsed(self) -> bool:
         """Whether one resolution, of several, took nearly all the images of the window."""

@@ -1,0 +1,122 @@
+"""Runs: what stays the same over a whole run, and the checks before it writes anything."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from drnet_jax import buckets
+from drnet_jax.checkpoint import Checkpoints, Meta
+from drnet_jax.config import STAGES, Config
+from drnet_jax.cost import model_costs
+from drnet_jax.data.loader import check_source
+from drnet_jax.data.sources import Source, open_source, resolve_classes
+from drnet_jax.devices import Programs, check_batch, data_mesh
+from drnet_jax.drnet import DRNet
+from drnet_jax.errors import UserError
+from drnet_jax.train.objectives import make_objective
+from drnet_jax.train.optimizer import make_optimizer
+from drnet_jax.train.resume import Span, resume, spans, starting_point
+from drnet_jax.train.sizes import Sizes
+from drnet_jax.train.state import TrainState
+from drnet_jax.train.step import FinetuneStep, PretrainStep, Setup, make_step
+from drnet_jax.train.telemetry import Telemetry
+from drnet_jax.train.validation import Validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Setup):
+    """What stays the same over a whole run."""
+
+    source: Source  # of the training images
+    resumed: Meta | None  # the checkpoint that it goes on from
+    spans: dict[str, Span]  # of the stages that it runs
+    origin: TrainState | None  # the classifier that stage 2 begins with, if not that of stage 1
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+    validation: Validation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.source) // self.config.batch_size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All sizes that a bucket can have."""
+        rows = self.config.batch_size // self.mesh.size
+        return buckets.sizes(rows, self.config.bucket_multiple)
+
+    def step(self, stage: str, all_sizes: bool) -> PretrainStep | FinetuneStep:
+        """A new step of a stage; `all_sizes`: whether its buckets use them all from the start."""
+        resolutions = self.drnet.resolutions
+        left = Sizes.left_of(self.resumed.bucket_sizes if self.resumed else {}, resolutions)
+        if all_sizes:
+            left = {(index, size): 0 for index in range(len(resolutions)) for size in self.sizes}
+        optimizer = make_optimizer(
+            self.config, stage, self.steps_per_epoch, self.spans[stage].ahead
+        )
+        sizes = Sizes(self.config.bucket_multiple, self.config.bucket_lead, left)
+        return make_step(self, stage, optimizer, sizes)
+
+
+def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
+    """Checks everything, then makes the workdir, with the config in it, and opens the run.
+
+    Args:
+        changed_data: whether the run may go on with other training images than before.
+
+    Raises:
+        UserError: if data, checkpoints, devices or the workdir do not fit; nothing is written then.
+    """
+    source, val_source = open_source(config.data, True), open_source(config.data, False)
+    classes = resolve_classes(source, config.classifier.classes)
+    if val_source.classes != source.classes:
+        raise UserError("config.data: the training and the validation split differ in classes")
+    mesh = data_mesh()
+    check_batch(config.batch_size, mesh.size)
+    if config.batch_size > len(source):
+        raise UserError(
+            f"config.batch_size: expected at most the {len(source)} training images, received "
+            f"{config.batch_size}"
+        )
+    for each in (source, val_source):
+        check_source(each, config.data, config.resolutions[0])
+    drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
+    make_objective(config, costs)  # checks the budget
+    resumed, news = resume(workdir, config, drnet, source, changed_data)
+    origin = None if resumed else starting_point(config, source.classes, mesh)
+    telemetry, of_stages = Telemetry(workdir), spans(config, len(source), resumed)
+    validation = Validation(config, drnet, costs, val_source, telemetry.compiled)
+
+    if jax.process_count() > 1:
+        # Else a process that is late would take what others have made for a run to go on with.
+        multihost_utils.sync_global_devices("all processes have looked for checkpoints")
+    _make(workdir)
+    checkpoints = Checkpoints(
+        workdir, config.checkpoint.keep, (of_stages[STAGES[-1]].first,), write=True
+    )
+    if jax.process_index() == 0:
+        (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
+    telemetry.open(resumed.step if resumed else 0)
+    data = config.data
+    for line in (
+        f"{len(source)} images of {classes} classes to train on ({data.train_split}), "
+        f"{len(val_source)} to validate on ({data.val_split})",
+        *dict.fromkeys((*source.notes, *val_source.notes)), *news,
+    ):
+        telemetry.say(line)
+    return Run(
+        config, drnet, costs, mesh, Programs(telemetry.compiled), source, resumed, of_stages,
+        origin, checkpoints, telemetry, validation,
+    )
+
+
+def _make(workdir: str) -> None:
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--workdir: expected a directory, or where one can be made, received {workdir!r} "
+            f"({error})"
+        ) from error
