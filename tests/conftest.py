@@ -26,6 +26,8 @@ import jax
 import pytest
 from absl import flags
 
+from tests import runs
+
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Accelerators would round the factors of products; references are in full float32.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -45,3 +47,27 @@ def pytest_addoption(parser):
 @pytest.fixture
 def update_golden(request):
     return request.config.getoption("--update-golden")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of small images in three classes."""
+    return runs.make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def finished(images, tmp_path_factory):
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    status, _, err = runs.run(*runs.arguments(images, workdir))
+    assert status == 0, err
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def evaluated(finished, tmp_path_factory):
+    """A copy of it, evaluated in this process."""
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(finished, workdir)
+    assert runs.call("eval", "--workdir", str(workdir)) == 0
+    return workdir

@@ -19,20 +19,6 @@ from tests import runs
 from tests.tiny import assert_equal
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return runs.make_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
-    """The workdir of a run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    status, _, err = runs.run(*runs.arguments(images, workdir))
-    assert status == 0, err
-    return workdir
-
-
 def lines(workdir):
     path = workdir / "metrics.jsonl"
     whole = path.read_text().splitlines() if path.exists() else []

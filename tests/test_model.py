@@ -136,7 +136,8 @@ def test_predict_errors(evaluated, arguments, message, capsys):
     arguments = [argument.replace("DIR", str(evaluated)) for argument in arguments]
     assert runs.call(*arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and message in err and err.count("\n") == 1
+    error = err.splitlines()[-1]
+    assert out == "" and error.startswith("error: ") and message in error
 
 
 def test_a_checkpoint_is_found_by_its_directory(evaluated, model):
@@ -151,9 +152,9 @@ def test_a_checkpoint_is_found_by_its_directory(evaluated, model):
 def test_another_normalisation_is_refused(evaluated, monkeypatch):
     read = checkpoint.Meta.from_json
 
-    def changed(values):
+    def changed(values, where):
         values["preprocessing"]["mean"] = [0.0, 0.0, 0.0]
-        return read(values)
+        return read(values, where)
 
     monkeypatch.setattr(checkpoint.Meta, "from_json", changed)
     with pytest.raises(UserError, match="normalised by"):

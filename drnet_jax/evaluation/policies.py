@@ -65,7 +65,8 @@ def prices(scores: np.ndarray, costs: Costs, points: int = 33) -> list[list[floa
     least, most = min(costs.classifier), max(costs.classifier)
     found = {}
     for budget in np.linspace(least, most, points):
-        price = routing.find_price(scores, costs.array, float(budget))
+        # A hair more, as means are rounded: else the dearest mix of all is never reached.
+        price = routing.find_price(scores, costs.array, float(budget) * (1 + 1e-6))
         choice = routing.choose_at(scores, costs.array, price)
         found[float(np.array(costs.classifier, float)[choice].mean() + costs.predictor)] = price
     return [[cost, found[cost]] for cost in sorted(found)]
