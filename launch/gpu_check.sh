@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 "$root/launch/setup.sh" dev
 out=runs/gpu_check
-tests=$(echo tests/test_{norm,ops,images,buckets,routing,resolutions,losses,models,steps}.py)
+tests=$(echo tests/test_{norm,ops,images,buckets,routing,resolutions,objectives,models,steps}.py)
 mkdir -p "$out"
 
 "$python" -c 'from drnet_jax.devices import found_devices; print(found_devices())' \

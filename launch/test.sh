@@ -20,4 +20,4 @@ fi
 cd "$root"
 launch/setup.sh "${extras[@]}"
 "$python" -m ruff check .
-"$python" -m pytest "$@"
+"$python" -m pytest --numprocesses=auto --dist=loadfile "$@"

@@ -15,8 +15,11 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-# The same program is compiled once a session, in whichever test or process.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="drnet_jax_tests_")
+# The same program is compiled once a session, in whichever test or process. Workers of pytest-xdist
+# have the directory of the process that started them, which removes it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="drnet_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Else XLA logs of each program that it loads again that it does not know a feature of the machine.
@@ -28,7 +31,6 @@ from absl import flags
 
 from tests import runs
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Accelerators would round the factors of products; references are in full float32.
 jax.config.update("jax_default_matmul_precision", "highest")
 # More programs in flight than cores can deadlock a collective.

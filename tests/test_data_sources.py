@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from drnet_jax import config
-from drnet_jax.data import shapes, transforms
+from drnet_jax.data import drnet_shapes, transforms
 from drnet_jax.data.prepare import prepare
 from drnet_jax.data.sources import open_source, resolve_classes
 from drnet_jax.errors import UserError
@@ -46,7 +46,7 @@ def test_a_single_class_is_refused():
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "_SPLITS", {"train": 48, "validation": 24})
+        patch.setattr(drnet_shapes, "_SPLITS", {"train": 48, "validation": 24})
         prepare("drnet_shapes", str(directory))
     return directory
 
@@ -57,9 +57,9 @@ def tfds_source(directory, training, **splits):
 
 
 def test_tfds_gives_what_the_builder_drew(prepared):
-    drawn = {image.tobytes(): (label, scale) for image, label, scale in shapes.draw(0, 48)}
+    drawn = {image.tobytes(): (label, scale) for image, label, scale in drnet_shapes.draw(0, 48)}
     source = tfds_source(prepared, training=True)
-    assert source.classes == shapes.CLASSES
+    assert source.classes == drnet_shapes.CLASSES
     assert len(source) == 48
     assert source.key(7) == "drnet_shapes/train[7]"
     for index in range(48):
@@ -79,7 +79,7 @@ def test_tfds_survives_pickling_and_slices_splits(prepared):
 
 
 def test_tfds_prepares_drnet_shapes_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "_SPLITS", {"train": 24, "validation": 24})
+    monkeypatch.setattr(drnet_shapes, "_SPLITS", {"train": 24, "validation": 24})
     assert len(tfds_source(tmp_path, training=False)) == 24
 
 
@@ -97,7 +97,7 @@ def test_tfds_has_a_fingerprint_and_no_notes(prepared):
 
 def test_tfds_has_its_own_classes(prepared):
     data = settings("drnet_shapes", prepared, "train", "validation")
-    assert open_source(data, False, shapes.CLASSES).classes == shapes.CLASSES
+    assert open_source(data, False, drnet_shapes.CLASSES).classes == drnet_shapes.CLASSES
     with pytest.raises(UserError, match=r"of the 2 classes cat, dog, .* has 12, disk_solid"):
         open_source(data, False, ("cat", "dog"))
 

@@ -7,7 +7,7 @@ import pytest
 from drnet_jax import routing
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import replicated
-from drnet_jax.evaluation import policies, speed
+from drnet_jax.evaluation import policies, runs
 from drnet_jax.evaluation import table as tables
 from drnet_jax.evaluation.table import Table, rank, tabulate
 from drnet_jax.inference.engine import Engine
@@ -207,14 +207,14 @@ def test_the_table_is_what_is_simulated(engine, simulated):
 def test_the_budget_is_met_where_it_is_run(engine, simulated):
     budget = 62.0  # the predictor's 5 included
     price = policies.price_for(simulated.scores, COSTS, budget)
-    found = speed.run(speed.routed(engine, HELD, price))
+    found = runs.run(runs.routed(engine, HELD, price))
     cost = np.take(COSTS.classifier, found.choice).mean() + COSTS.predictor
     assert budget - 80 / COUNT < cost <= budget  # 80: one image from the smallest to the largest
     np.testing.assert_array_equal(found.index, np.arange(COUNT))
     assert found.images_per_second > 0
-    assert speed.differing(found, simulated.table, policies.routed(
+    assert runs.differing(found, simulated.table, policies.routed(
         simulated.table, COSTS, price)) == 0
-    assert speed.differing(found, simulated.table, policies.fixed(simulated.table, COSTS, 0)) == (
+    assert runs.differing(found, simulated.table, policies.fixed(simulated.table, COSTS, 0)) == (
         np.count_nonzero(found.choice != 0))
 
 
@@ -230,7 +230,7 @@ def test_cascades_run_as_the_table_says_image_by_image(engine, simulated, pair):
         policies.with_threshold(each, table, COSTS, cost[each.low] + 0.4 * cost[each.high])
         for each in pair
     ]
-    answers = list(speed.cascaded(engine, HELD, pair))
+    answers = list(runs.cascaded(engine, HELD, pair))
     tickets = np.concatenate([each.tickets for each in answers])
     order = np.argsort(tickets)
     np.testing.assert_array_equal(tickets[order], np.arange(COUNT))

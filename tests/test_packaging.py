@@ -233,7 +233,7 @@ def test_train_stops_when_training_fails(clone):
 def test_test_checks_style_then_behaviour(clone, torch, extras):
     assert clone.launch("test.sh", "-k", "a name", TORCH=torch) == [
         *clone.installs(extras), f"[-m][ruff][check][.] in {clone.path}",
-        f"[-m][pytest][-k][a name] in {clone.path}",
+        f"[-m][pytest][--numprocesses=auto][--dist=loadfile][-k][a name] in {clone.path}",
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from drnet_jax.api import Model, load
 from drnet_jax.commands.shared import define_config, define_distributed, define_workdir
 from drnet_jax.config import GIGA
 from drnet_jax.data.sources import Source, open_source
@@ -16,7 +17,6 @@ from drnet_jax.evaluation.evaluate import Evaluation
 from drnet_jax.evaluation.files import write_confusion, write_predictions
 from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
-from drnet_jax.model import Model, load
 from drnet_jax.train.resume import CLASSIFIER, PREDICTOR, check_compatible
 
 

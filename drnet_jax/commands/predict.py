@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 
 from absl import flags
 
+from drnet_jax.api import load
 from drnet_jax.commands.shared import announce_devices, define_workdir
 from drnet_jax.config import GIGA
 from drnet_jax.data import transforms
 from drnet_jax.errors import UserError
 from drnet_jax.inference.predict import Answer
-from drnet_jax.model import load
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], None]:

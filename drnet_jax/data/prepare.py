@@ -4,7 +4,7 @@ import sys
 
 import tensorflow_datasets as tfds
 
-from drnet_jax.data import shapes
+from drnet_jax.data import drnet_shapes
 from drnet_jax.errors import UserError
 
 
@@ -18,8 +18,8 @@ def build(name: str, directory: str) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=directory or None)
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(
-            f"config.data.name: expected 'folder', {shapes.NAME!r} or a data set that tfds knows "
-            f"(https://www.tensorflow.org/datasets/catalog), received {name!r}"
+            f"config.data.name: expected 'folder', {drnet_shapes.NAME!r} or a data set that tfds "
+            f"knows (https://www.tensorflow.org/datasets/catalog), received {name!r}"
         ) from error
     except Exception as error:  # whatever the data set's own code raises
         raise UserError(f"config.data.name: tfds cannot load {name!r}: {error}") from error

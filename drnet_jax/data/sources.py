@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 
 from drnet_jax import config
-from drnet_jax.data import shapes
+from drnet_jax.data import drnet_shapes
 from drnet_jax.data.folder import FolderSource
 from drnet_jax.data.prepare import build, prepare
 from drnet_jax.errors import UserError
@@ -105,7 +105,7 @@ class TfdsSource:
                 f"config.data.name: expected a data set with the features 'image' and 'label' "
                 f"(one image, one class); {name!r} has {features!r}"
             )
-        if builder.name == shapes.NAME:
+        if builder.name == drnet_shapes.NAME:
             builder = prepare(name, directory)
         _check_prepared(builder, name, directory)
         try:

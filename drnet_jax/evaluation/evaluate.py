@@ -10,7 +10,7 @@ import numpy as np
 from drnet_jax import routing
 from drnet_jax.cost import Costs
 from drnet_jax.data.loader import Batch
-from drnet_jax.evaluation import intervals, policies, speed
+from drnet_jax.evaluation import intervals, policies, runs
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Sample, Table, tabulate
 from drnet_jax.formatting import by_resolution
@@ -62,10 +62,10 @@ def evaluate(
     random = policies.at_choice("random", table, costs, draws[0])
     outcomes = [policies.fixed(table, costs, index) for index in range(len(costs.resolutions))]
     outcomes += [random, policies.oracle(table, costs)]
-    runs = {each.name: speed.run(speed.given(engine, held, each.choice)) for each in outcomes}
-    runs["routed"] = speed.run(speed.routed(engine, held, price))
+    found = {each.name: runs.run(runs.given(engine, held, each.choice)) for each in outcomes}
+    found["routed"] = runs.run(runs.routed(engine, held, price))
 
-    rows = {each.name: _row(each, runs[each.name], costs) for each in [*outcomes, routed]}
+    rows = {each.name: _row(each, found[each.name], costs) for each in [*outcomes, routed]}
     rows["random"] |= _draws(table, draws)
     order = [*(f"fixed {size}" for size in costs.resolutions), "routed", "random", "oracle"]
     spent = routed.mean_cost()
@@ -83,8 +83,8 @@ def evaluate(
         },
         "router": _router(table, routed, costs, seed),
         "speed": {
-            "images": len(runs["routed"].index),
-            "differing": speed.differing(runs["routed"], table, routed),
+            "images": len(found["routed"].index),
+            "differing": runs.differing(found["routed"], table, routed),
         },
     }
     if table.needed_scale.any():
@@ -94,7 +94,7 @@ def evaluate(
     return Evaluation(report, table, routed)
 
 
-def _row(outcome: Outcome, found: speed.Run, costs: Costs) -> dict[str, Any]:
+def _row(outcome: Outcome, found: runs.PolicyRun, costs: Costs) -> dict[str, Any]:
     return {
         "name": outcome.name,
         "top1": outcome.top(1),
@@ -117,7 +117,7 @@ def _draws(table: Table, draws: list[np.ndarray]) -> dict[str, float]:
 
 
 def _cascade(
-    engine: Engine, held: speed.Batches, table: Table, budget: float
+    engine: Engine, held: runs.Batches, table: Table, budget: float
 ) -> list[dict[str, Any]]:
     """The row of the best cascade that costs at most `budget`; none with a single resolution.
 
@@ -134,7 +134,7 @@ def _cascade(
         [policies.cascaded(table, costs, cascade) for cascade in found]
     )
     pair = (found[picked[0]], found[picked[1]])
-    row = _row(outcome, speed.run(speed.cascaded(engine, held, pair)), costs)
+    row = _row(outcome, runs.run(runs.cascaded(engine, held, pair)), costs)
     return [row | {
         "name": "cascade",
         "cascades": outcome.name.replace("cascade ", ""),

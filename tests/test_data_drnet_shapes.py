@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drnet_jax.data import shapes
+from drnet_jax.data import drnet_shapes
 
 BASE = 64
 SCALES = (1.0, 0.75, 0.5)
@@ -13,7 +13,7 @@ SOLID, HORIZONTAL, VERTICAL = range(3)
 
 
 def drawn(seed, count=1920):
-    images, labels, scales = zip(*shapes.draw(seed, count), strict=True)
+    images, labels, scales = zip(*drnet_shapes.draw(seed, count), strict=True)
     return np.stack(images), np.array(labels), np.array(scales)
 
 
@@ -30,7 +30,7 @@ def test():
 def views(images, scale):
     """What a network sees at `scale`: float [N, S, S, 3], by an antialiased bilinear resize."""
     size = round(BASE * scale)
-    start = (shapes.SIZE - BASE) // 2
+    start = (drnet_shapes.SIZE - BASE) // 2
     crops = images[:, start : start + BASE, start : start + BASE]
     resized = [Image.fromarray(crop).resize((size, size), Image.BILINEAR) for crop in crops]
     return np.stack([np.asarray(image, float) for image in resized])
@@ -49,7 +49,7 @@ def test_classes_and_levels_are_balanced():
     np.testing.assert_array_equal(levels, [0.5, 0.75, 1.0])
     np.testing.assert_array_equal(counts, 16)
     np.testing.assert_array_equal(scales == 0.5, labels % 3 == SOLID)
-    assert all(count % 24 == 0 for count in shapes._SPLITS.values())  # the period of both
+    assert all(count % 24 == 0 for count in drnet_shapes._SPLITS.values())  # the period of both
 
 
 def test_objects_lie_in_every_crop():
@@ -59,12 +59,12 @@ def test_objects_lie_in_every_crop():
     half = np.full((count, 1, 1), 20.0)
     y, x = np.mgrid[-30:31, -30:31].astype(float)[:, None]
     angle = np.radians(rng.uniform(-10, 10, count))
-    inside = shapes._depth(y, x, half, silhouette, angle) > 0
+    inside = drnet_shapes._depth(y, x, half, silhouette, angle) > 0
     assert not inside[(np.abs(y) > half) | (np.abs(x) > half)].any()
     assert (inside.sum(axis=(1, 2)) > 0.3 * 40**2).all()
     # Crops of the base size start at 0 to 9, so 9 to 63 is what all of them show.
-    assert shapes._INSIDE == (shapes.SIZE - BASE, BASE - 1)
-    assert shapes._LARGE[1] <= shapes._INSIDE[1] - shapes._INSIDE[0]
+    assert drnet_shapes._INSIDE == (drnet_shapes.SIZE - BASE, BASE - 1)
+    assert drnet_shapes._LARGE[1] <= drnet_shapes._INSIDE[1] - drnet_shapes._INSIDE[0]
 
 
 def test_striped_objects_are_not_clipped(train):

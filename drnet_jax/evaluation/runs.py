@@ -1,4 +1,4 @@
-"""Speed: policies really run, on images held in memory, for images/s and as a check of the table.
+"""Runs: policies really run, on images held in memory, for images/s and as a check of the table.
 
 Time is that of uploading, routing and classifying; reading and decoding are not in it.
 """
@@ -21,7 +21,7 @@ Batches = Sequence[tuple[np.ndarray, np.ndarray]]  # (images uint8 [N, H, W, 3],
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PolicyRun:
     """What became of the images of a run, over all hosts, by their index in the data set."""
 
     index: np.ndarray  # int64 [N]
@@ -30,7 +30,7 @@ class Run:
     images_per_second: float  # of all hosts together; 0 if there were no images
 
 
-def run(answers: Iterator[Answers]) -> Run:
+def run(answers: Iterator[Answers]) -> PolicyRun:
     """Runs a policy to its end."""
     began = time.perf_counter()
     found = list(answers)
@@ -44,7 +44,7 @@ def run(answers: Iterator[Answers]) -> Run:
         "answer": np.concatenate([none, *(each.log_p.argmax(axis=1) for each in found)]),
     }
     rate = np.array(len(columns["index"]) / seconds if found else 0.0)
-    return Run(
+    return PolicyRun(
         **from_all_hosts(columns),
         images_per_second=float(np.sum(multihost_utils.process_allgather(rate)))
         if jax.process_count() > 1 else float(rate),
@@ -74,7 +74,7 @@ def cascaded(
     yield from queues.drain()
 
 
-def differing(found: Run, table: Table, outcome: Outcome) -> int:
+def differing(found: PolicyRun, table: Table, outcome: Outcome) -> int:
     """How many images of a run went elsewhere, or were answered otherwise, than the table says."""
     at = np.searchsorted(table.index, found.index)
     choice = outcome.choice[at]
