@@ -1,6 +1,6 @@
 """A run whose mix drifts: how many programs it compiles, what waits for them, and the padding.
 
-    python -m drnet_jax.drift --config configs/quickstart.py --batch 128 --steps 2000
+    drnet drift --config configs/quickstart.py --batch 128 --steps 2000
 
 Every resolution in turn is the one that most images go to. The choices are drawn, not the
 predictor's, but the predictor runs, and so does all else of a finetuning step, on drawn images.
