@@ -31,13 +31,13 @@ def get_config(argument: str = "") -> ConfigDict:
             "threads": 16,  # decoding threads per process
         },
         "classifier": {
-            "name": "resnet50",  # a name in drnet_jax.models, or "package.module:function"
+            "name": "resnet50",  # a name in drnet_jax.models, or "package.module:factory"
             "width": 1.0,  # multiplies the published number of channels
             "classes": 0,  # number of classes; 0 takes what the data set says
             "resolution_aware_norm": True,  # BatchNorms per resolution; False shares one set
         },
         "predictor": {
-            "name": "resnet10",  # a name in drnet_jax.models, or "package.module:function"
+            "name": "resnet10",  # a name in drnet_jax.models, or "package.module:factory"
             "width": 1.0,  # multiplies the published number of channels
             "resolution": 128,  # size at which the predictor sees the image
         },

@@ -1,4 +1,4 @@
-"""Any folder of images: DIR/train/<class>/*.jpg and DIR/val/<class>/*.jpg (or .png).
+"""Any folder of images: DIR/train/<class>/* and DIR/val/<class>/*.
 
 `--config configs/folder.py --config.data.dir=DIR`; the classes are the names of the folders.
 """

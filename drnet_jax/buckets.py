@@ -1,4 +1,4 @@
-"""Moving samples: the batch, sorted by chosen resolution, into sub-batches of static shape.
+"""Buckets: the batch, sorted by chosen resolution, into sub-batches of static shape.
 
 No sample is dropped and no choice is changed. Each bucket is padded to one of few sizes, so that
 few programs are compiled; padding repeats real rows, and a mask tells them apart.

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
 from drnet_jax import images
 from drnet_jax.config import STAGES, Config, parse
@@ -77,9 +78,9 @@ class Meta:
                 "config": parse(values["config"]), "classes": tuple(values["classes"]),
                 "progress": Progress(**values["progress"]),
             })
-        except KeyError as error:
+        except (KeyError, TypeError, UserError) as error:
             raise UserError(
-                f"{where}: expected a checkpoint of this version of drnet_jax; it lacks {error}"
+                f"{where}: expected a checkpoint of this version of drnet_jax ({error})"
             ) from error
 
 
@@ -182,9 +183,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> Meta:
         """What the checkpoint of a step is."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )
+        restored = self._restore(step, meta=ocp.args.JsonRestore())
         return Meta.from_json(restored["meta"], str(self.directory / str(step)))
 
     def prices(self, step: int) -> tuple[float, list[list[float]]]:
@@ -221,10 +220,10 @@ class Checkpoints:
     def _restore(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"{self.directory / str(step)}: expected a checkpoint of this configuration's "
-                f"networks; orbax says: {error}"
+                f"{self.directory / str(step)}: expected a whole checkpoint of this "
+                f"configuration's networks; orbax says: {error}"
             ) from error
 
     def _guarded(self, call) -> None:
@@ -232,9 +231,11 @@ class Checkpoints:
             call()
         except (OSError, ValueError) as error:
             good = ", ".join(map(str, self.steps())) or "none"
+            there = isinstance(error, StepAlreadyExistsError)
+            remedy = "Use another --workdir" if there else "Make room"
             raise UserError(
                 f"{self.directory}: a checkpoint could not be written ({error}). "
-                f"Whole checkpoints: {good}. Make room and run the same command to go on."
+                f"Whole checkpoints: {good}. {remedy} and run the same command to go on."
             ) from error
 
 

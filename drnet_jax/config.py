@@ -180,7 +180,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "pretrain.distillation": (0, 1),
     "evaluation.batch_size": (1, 2**16),
     "evaluation.every_epochs": (POSITIVE, 10**5),
-    "evaluation.speed_images": (1, 2**20),
+    "evaluation.speed_images": (1, 2**14),
     "checkpoint.every_steps": (1, 10**9),
     "checkpoint.keep": (1, 10**6),
 }

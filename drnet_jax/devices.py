@@ -1,4 +1,4 @@
-"""Devices: the mesh, how arrays lie on it, and programs compiled for it.
+"""Devices: which there are, the mesh, how arrays lie on it, and programs compiled for it.
 
 The mesh has one axis, `data`: state is replicated over it, batches are split. A program is compiled
 ahead of time, once, and announced.
@@ -184,7 +184,7 @@ class Program:
         cls, name: str, mesh: Mesh, function: Callable, specs: tuple[P, ...], out_specs: Any,
         donate: tuple[int, ...] = (),
     ) -> "Program":
-        """A program of each device's own shards (see `mesh.per_device`)."""
+        """A program of each device's own shards (see `per_device`)."""
         return cls(name, mesh, per_device(mesh, function, specs, out_specs), specs, donate)
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the command line."""
+"""Errors: the exception that is meant for the person at the command line, and first lines."""
 
 
 class UserError(ValueError):

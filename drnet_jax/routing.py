@@ -16,17 +16,21 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 
-# What predictor logits [..., R] say for each resolution, by config.router.objective: the
-# log-probability of choosing it, or the probability that it answers right.
+
+def choice_scores(logits: jax.Array) -> jax.Array:
+    """Of predictor logits [..., R] the log-probability of choosing each resolution (Eq. 1)."""
+    return jax.nn.log_softmax(logits)
+
+
+def outcome_scores(logits: jax.Array) -> jax.Array:
+    """Of predictor logits [..., R] the probability that each resolution answers right."""
+    return jax.nn.sigmoid(logits)
+
+
+# What the logits say, by config.router.objective.
 SCORES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gumbel": jax.nn.log_softmax,
-    "outcome": jax.nn.sigmoid,
+    "gumbel": choice_scores, "outcome": outcome_scores,
 }
-
-
-def perturb(scores: jax.Array, noise: jax.Array) -> jax.Array:
-    """log p + g of Eq. 9: log-probabilities [B, R] and Gumbel noise [B, R] (Eq. 10)."""
-    return scores + noise
 
 
 def charge(scores: Array, costs: Array, price: Array | float) -> Array:

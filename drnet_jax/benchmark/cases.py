@@ -1,4 +1,4 @@
-"""What the benchmark times: training steps, inference, and the same network in PyTorch."""
+"""Cases: what the benchmark times, training steps, inference, and the same network in PyTorch."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A run whose mix drifts: how many programs it compiles, what waits for them, and the padding.
+"""Drift: a run whose mix drifts, its programs, what waits for them, and the padding.
 
     drnet drift --config configs/quickstart.py --batch 128 --steps 2000
 

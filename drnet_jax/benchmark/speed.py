@@ -1,4 +1,4 @@
-"""How much of the saved arithmetic is saved time: images per second of training and inference.
+"""Speed: how much of the saved arithmetic is saved time, in images/s of training and inference.
 
     python -m drnet_jax.benchmark --config configs/quickstart.py --mix 0.2,0.3,0.5 --torch
 

@@ -1,4 +1,4 @@
-"""Wall-clock time of several things, taken in turns so that all see the same machine."""
+"""Timing: wall-clock time of several things, taken in turns so that all see the same machine."""
 
 import dataclasses
 import statistics

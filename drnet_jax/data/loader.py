@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, decoded by Grain in threads or worker processes.
+"""Loader: batches for training and evaluation, decoded by Grain in threads or worker processes.
 
 The order of the training examples, their crops and their flips are functions of the seed and of an
 example's position in the endless global stream. So they depend neither on which thread or process

@@ -1,4 +1,4 @@
-"""Prepares a tfds data set for training: python -m drnet_jax.data.prepare --name mnist --dir D."""
+"""Preparation of tfds data sets: python -m drnet_jax.data.prepare --name mnist --dir D."""
 
 import sys
 

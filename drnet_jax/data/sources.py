@@ -1,4 +1,4 @@
-"""Where examples come from: tfds data sets and folders of images, read by random access."""
+"""Sources: tfds data sets and folders of images, whose examples are read by random access."""
 
 import hashlib
 import shlex

@@ -1,4 +1,4 @@
-"""From encoded bytes to the uint8 pixels that travel to the device.
+"""Transforms: from encoded bytes to the uint8 pixels that travel to the device.
 
 Pure functions on one image, uint8 [H, W, 3] RGB. Cropping happens here; normalising and resizing to
 the candidate resolutions happen on the device.

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -13,8 +12,6 @@ from drnet_jax.data.sources import Source
 from drnet_jax.evaluation.files import predictions
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table
-
-matplotlib.use("Agg")
 
 SHOWN = 8  # images a resolution
 

@@ -52,7 +52,10 @@ class Engine:
         self._append = append_program(self.mesh, self.batch_size)
 
     def load(self, params: Tree, batch_stats: Tree) -> None:
-        """Takes parameters, replicated over any devices, this host's among them; copies them."""
+        """Takes parameters, replicated over any devices, this host's among them.
+
+        Where they lie there already they are not copied: what donates them takes them away.
+        """
         # This host's copy of a replicated array is whole.
         variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), (params, batch_stats))
         params, batch_stats = jax.device_put(variables, replicated(self.mesh))

@@ -86,29 +86,43 @@ class CascadeQueues:
         self._high = np.array([cascade.high for cascade in cascades])
         self._fused = np.array([cascade.fused for cascade in cascades])
         self._threshold = np.array([cascade.threshold for cascade in cascades])
+        # Batches in their first pass: (batch, which, tickets, log-probabilities by resolution).
+        self._running: list[tuple[jax.Array, np.ndarray, np.ndarray, dict[int, jax.Array]]] = []
         # By ticket, of the images in the queues: which cascade, and the first pass's answer.
         self._first: dict[int, tuple[int, np.ndarray]] = {}
 
     def put(self, batch: jax.Array, which: np.ndarray, tickets: np.ndarray) -> Iterator[Answers]:
         """Sends the first N rows of a batch through cascades number which, int [N].
 
-        Yields the answers that are final.
+        Yields what is answered by then.
         """
+        first = {
+            int(index): self._engine.classify(index, batch) for index in set(self._low[which])
+        }
+        self._running.append((batch, which, tickets, first))
+        if len(self._running) == IN_FLIGHT:
+            yield from self._again()
+
+    def drain(self) -> Iterator[Answers]:
+        """Yields what is left."""
+        while self._running:
+            yield from self._again()
+        yield from map(self._merge, self._queues.drain())
+
+    def _again(self) -> Iterator[Answers]:
+        """Yields the sure answers of the oldest first pass, and queues its other images."""
+        batch, which, tickets, passes = self._running.pop(0)
         choice = np.full(len(which), -1)  # no second pass
-        for index in np.unique(self._low[which]):
+        for index, log_p in passes.items():
             rows = np.flatnonzero(self._low[which] == index)
-            first = np.asarray(self._engine.classify(index, batch))[rows]
+            first = np.asarray(log_p)[rows]
             sure = routing.confidence(first) >= self._threshold[which[rows]]
-            yield Answers(tickets[rows[sure]], int(index), first[sure])
+            yield Answers(tickets[rows[sure]], index, first[sure])
             again = rows[~sure]
             for row, log_p in zip(again, first[~sure], strict=True):
                 self._first[int(tickets[row])] = (which[row], log_p)
             choice[again] = self._high[which[again]]
         yield from map(self._merge, self._queues.put(batch, choice, tickets))
-
-    def drain(self) -> Iterator[Answers]:
-        """Yields what is left."""
-        yield from map(self._merge, self._queues.drain())
 
     def _merge(self, answers: Answers) -> Answers:
         which, first = zip(*map(self._first.pop, answers.tickets.tolist()), strict=True)

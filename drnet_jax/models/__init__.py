@@ -1,4 +1,4 @@
-"""Networks by name: a literal dict, or "package.module:factory" for one of the user's own.
+"""Networks: by name, a literal dict, or "package.module:factory" for one of the user's own.
 
 Axis letters are those of `drnet_jax.buckets`.
 """

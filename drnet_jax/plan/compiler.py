@@ -1,4 +1,4 @@
-"""What a compiler says of a program: bytes, FLOPs and memory, of one device."""
+"""Compiler: what it says of a program, bytes, FLOPs and memory, of one device."""
 
 import concurrent.futures
 import dataclasses

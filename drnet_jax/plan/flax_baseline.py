@@ -1,4 +1,4 @@
-"""The same ResNets of flax's own layers: how lean our compiled programs are beside plain ones.
+"""Baseline: the same ResNets of flax's own layers, to see how lean our compiled programs are.
 
 As plain as they come: no resolution, no mask, no moments to hand out. Only `plan` imports this.
 """

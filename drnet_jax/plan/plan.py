@@ -1,6 +1,6 @@
-"""What a run will take on given devices, before any of them is rented.
+"""Plan: what a run will take on given devices, before any of them is rented.
 
-    python -m drnet_jax.plan --config configs/imagenet_resnet50.py --devices tpu:v5e:4x4
+    drnet plan --config configs/imagenet_resnet50.py --devices tpu:v5e:4x4
 
 Where a compiler for the devices is installed (extra `tpu` for TPUs, `cuda` for GPUs; the host
 needs neither a TPU nor a GPU), every program of both stages and of inference is compiled for them,

@@ -1,4 +1,4 @@
-"""The programs of a run on described devices, and what their compiler says of them."""
+"""Programs: those of a run on described devices, and what their compiler says of them."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The devices that a plan is made for: described, so that none of them need be at hand."""
+"""Target: the devices that a plan is made for, described so that none of them need be at hand."""
 
 import dataclasses
 import importlib.util

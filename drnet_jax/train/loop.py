@@ -1,5 +1,6 @@
-"""The training loop: one for both stages, which differ in step, schedule and length."""
+"""Loop: the training loop, one for both stages, which differ in step, schedule and length."""
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -18,10 +19,8 @@ from drnet_jax.train.finite import check_state, check_step, check_validation
 from drnet_jax.train.optimizer import learning_rate
 from drnet_jax.train.run import Run, open_run
 from drnet_jax.train.state import TrainState, create_state
-from drnet_jax.train.step import FinetuneStep, PretrainStep, batch_shapes
+from drnet_jax.train.step import Step, batch_shapes
 from drnet_jax.train.telemetry import HINT, Window
-
-Step = PretrainStep | FinetuneStep
 
 
 def train(
@@ -42,7 +41,11 @@ def train(
             written.
     """
     run = open_run(config, workdir, changed_data)
-    try:
+    with contextlib.ExitStack() as closing:
+        # Last, as it may have to wait for the compiler.
+        closing.callback(run.programs.close)
+        closing.callback(run.checkpoints.close)
+        closing.callback(run.telemetry.close)
         steps = {
             stage: run.step(stage, all_sizes=warm_up)
             for stage in run.spans if config.stage(stage).epochs
@@ -54,11 +57,6 @@ def train(
         for stage, step in steps.items():
             state = _run_stage(run, stage, step, state)
         run.checkpoints.wait()
-    finally:
-        run.telemetry.close()
-        run.checkpoints.close()
-        # Last, as it may have to wait for the compiler.
-        run.programs.close()
 
 
 def _compile_all(run: Run, step: Step) -> None:

@@ -1,6 +1,6 @@
-"""What the predictor learns: how it chooses in training, and the loss that moves it.
+"""Objectives: what the predictor learns, how it chooses in training, and the losses (Eqs. 5-11).
 
-Both objectives have the same two methods, and run on one device of a mesh with the axis `data`.
+Both objectives have the same three methods, and run on one device of a mesh with the axis `data`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class GumbelObjective:
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Log-probabilities of choosing each resolution, [B, R], of predictor logits [B, R]."""
-        return routing.SCORES["gumbel"](logits)
+        return routing.choice_scores(logits)
 
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
         """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R] (Eq. 9)."""
@@ -80,7 +80,7 @@ class OutcomeObjective:
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Probabilities of a right answer at each resolution, [B, R], of predictor logits."""
-        return routing.SCORES["outcome"](logits)
+        return routing.outcome_scores(logits)
 
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
         """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R]."""

@@ -94,7 +94,7 @@ def _check_counts(
     begun = STAGES[: STAGES.index(saved.stage) + 1]
     differences = [
         f"config.{key}: expected {saved.config.get(key)}, received {config.get(key)}"
-        for key in ("batch_size", *(f"{stage}.epochs" for stage in begun))
+        for key in ("batch_size", "seed", *(f"{stage}.epochs" for stage in begun))
         if saved.config.get(key) != config.get(key)
     ]
     had, has = (

@@ -20,7 +20,7 @@ from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.resume import Span, resume, spans, starting_point
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import FinetuneStep, PretrainStep, Setup, make_step
+from drnet_jax.train.step import Setup, Step, make_step
 from drnet_jax.train.telemetry import Telemetry
 from drnet_jax.train.validation import Validation
 
@@ -47,7 +47,7 @@ class Run(Setup):
         rows = self.config.batch_size // self.mesh.size
         return buckets.sizes(rows, self.config.bucket_multiple)
 
-    def step(self, stage: str, all_sizes: bool) -> PretrainStep | FinetuneStep:
+    def step(self, stage: str, all_sizes: bool) -> Step:
         """A new step of a stage; `all_sizes`: whether its buckets use them all from the start."""
         resolutions = self.drnet.resolutions
         left = Sizes.left_of(self.resumed.bucket_sizes if self.resumed else {}, resolutions)
@@ -99,7 +99,12 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     if jax.process_index() == 0:
         (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
     telemetry.open(resumed.step if resumed else 0)
-    data = config.data
+    data, rows = config.data, config.batch_size // mesh.size
+    if config.bucket_multiple > rows:
+        news.append(
+            f"config.bucket_multiple: {config.bucket_multiple} is more than the {rows} images of a "
+            "device, so that every bucket is padded to all of them"
+        )
     for line in (
         f"{len(source)} images of {classes} classes to train on ({data.train_split}), "
         f"{len(val_source)} to validate on ({data.val_split})",

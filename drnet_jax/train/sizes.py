@@ -1,4 +1,4 @@
-"""Which static sizes the buckets of a run are padded to, step by step."""
+"""Sizes: which static ones the buckets of a run are padded to, step by step."""
 
 from collections.abc import Sequence
 

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.config import Config
+from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import Costs
 from drnet_jax.devices import AXIS, Program, Programs, split
 from drnet_jax.drnet import DRNet, Tree
@@ -43,10 +43,10 @@ class Setup:
 
 def make_step(
     setup: Setup, stage: str, optimizer: optax.GradientTransformation, sizes: Sizes | None = None
-) -> "PretrainStep | FinetuneStep":
+) -> "Step":
     """The step of a stage; `sizes` those of a run's buckets so far, None at its beginning."""
     config, shared = setup.config, (setup.drnet, optimizer, setup.mesh, setup.programs)
-    if stage == "pretrain":
+    if stage == STAGES[0]:
         return PretrainStep(*shared, config.pretrain.distillation)
     return FinetuneStep(
         *shared, make_objective(config, setup.costs),

@@ -1,4 +1,4 @@
-"""Logging: a progress bar, metrics.jsonl, TensorBoard events, and warnings.
+"""Telemetry, or logging: a progress bar, metrics.jsonl, TensorBoard events, and warnings.
 
 A line of metrics.jsonl is a JSON object with `kind`, `step` (counted over both stages) and `time`
 (seconds since 1970). A cost is `multiply_adds` of one image, a mix the share of the images at each
@@ -33,6 +33,7 @@ from tqdm import tqdm
 from drnet_jax import routing
 from drnet_jax.cost import Costs
 from drnet_jax.devices import Compilation
+from drnet_jax.formatting import by_resolution
 
 COLLAPSED = 0.99  # share of one resolution in a window from which on the router has collapsed
 HINT = (
@@ -141,8 +142,10 @@ class Telemetry:
             self._tensorboard.flush()
 
     def close(self) -> None:
-        """Flushes and closes."""
-        if self._active:
+        """Flushes and closes everything, the bar of a stage that was cut short too."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._tensorboard is not None:
             self._tensorboard.close()
 
     def _plot(self, name: str, value: float) -> None:
@@ -220,7 +223,7 @@ class Window:
         if "chosen" in means:
             mix = means["chosen"]
             logged["accuracy"] = float(means["correct"].sum())
-            logged["mix"] = self._by_resolution(mix)
+            logged["mix"] = by_resolution(self._costs.resolutions, mix)
             of_classifier = float(mix @ np.array(self._costs.classifier))
             logged["multiply_adds"] = of_classifier + self._costs.predictor
             logged["entropy"] = routing.entropy(mix)
@@ -228,7 +231,7 @@ class Window:
             if "slots" in means:
                 logged["padding"] = float(1 - mix.sum() / means["slots"].sum())
         else:
-            logged["accuracy"] = self._by_resolution(means["correct"])
+            logged["accuracy"] = by_resolution(self._costs.resolutions, means["correct"])
         logged["images_per_second"] = images / seconds
         logged["data_wait"] = self._data_wait / seconds
         logged["compile_wait"] = self._compile_wait / seconds
@@ -241,9 +244,3 @@ class Window:
             return False
         chosen = self._sums["chosen"]
         return bool(np.max(chosen.total) >= COLLAPSED * chosen.count)
-
-    def _by_resolution(self, values: np.ndarray) -> dict[str, float]:
-        return {
-            str(resolution): float(value)
-            for resolution, value in zip(self._costs.resolutions, values, strict=True)
-        }
