@@ -27,7 +27,8 @@ def test_the_network_of_your_own(tmp_path, monkeypatch):
     assert {name.split("_")[0] for name in params["shared"]} == {"Conv", "Dense"}
     images = np.zeros((2, 32, 32, 3), np.uint8)
     for index in (0, 1):
-        logits, moments = drnet.classify(index, params, batch_stats, images, train=True)
+        logits, moments = jax.jit(drnet.classify, static_argnums=(0, 4))(
+            index, params, batch_stats, images, True)
         assert np.isfinite(logits).all()
         assert moments.keys() == batch_stats["norms"]["32"].keys()
     costs = model_costs(tiny_config(own), 7)
