@@ -7,6 +7,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 
 from drnet_jax import images as pixels
 from drnet_jax.checkpoint import Meta, find_checkpoint
-from drnet_jax.config import GIGA, Config
+from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import check_source, eval_batches
 from drnet_jax.data.sources import Source, open_source
@@ -26,15 +28,16 @@ from drnet_jax.errors import UserError
 from drnet_jax.evaluation.evaluate import Evaluation, evaluate
 from drnet_jax.evaluation.files import by_class
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.predict import Answer, Image, predict
+from drnet_jax.inference.predict import Answer, Image, check_images, predict
+
+FEW = 8  # images at most that are not worth a batch of the configured size
 
 
 class Model:
     """A checkpoint, ready to answer."""
 
     def __init__(
-        self, meta: Meta, config: Config, variables: tuple[Any, Any], price: float,
-        prices: list[list[float]],
+        self, meta: Meta, config: Config, variables: tuple[Any, Any], priced: Meta | None
     ):
         """See `load`, which reads all of this from a checkpoint."""
         self.meta = meta
@@ -43,15 +46,21 @@ class Model:
         self.resolutions = meta.config.resolutions
         self.costs: Costs = model_costs(meta.config, len(meta.classes))
         self.budget = meta.config.budget * GIGA  # multiply-adds; 0: none
-        self.price = price  # found in validation, for that budget
-        self._prices = np.array(prices, float).reshape(-1, 2)  # (multiply-adds, price)
         self._variables = variables
+        self._priced = priced  # of which the prices of this checkpoint are
 
     @functools.cached_property
     def engine(self) -> Engine:
         """The compiled networks, for batches of `config.evaluation.batch_size`."""
+        return self._engine(self.config.evaluation.batch_size)
+
+    @functools.cached_property
+    def _engine_of_few(self) -> Engine:
+        return self._engine(FEW)
+
+    def _engine(self, batch_size: int) -> Engine:
         drnet = DRNet.from_config(self.meta.config, len(self.classes))
-        engine = Engine(drnet, self.costs, self.config.evaluation.batch_size)
+        engine = Engine(drnet, self.costs, batch_size)
         engine.load(*self._variables)
         return engine
 
@@ -63,18 +72,36 @@ class Model:
         Args:
             images: files, their bytes, or arrays uint8 [H, W, 3] in RGB.
             budget: mean multiply-adds of an image, the predictor's included, in place of the one
-                the model was trained for; met as far as these images are like those of validation.
+                the model was trained for; 0 for none. It is met as far as these images are like
+                those of validation.
             skip_errors: whether an image that cannot be read becomes an Answer with an `error`.
 
         Yields:
             An Answer for each image, in the order given.
 
         Raises:
-            UserError: if an image cannot be read, unless `skip_errors`; at once if no choice of
-                resolutions costs the budget, or the checkpoint does not know prices for budgets.
+            UserError: if an image cannot be read, unless `skip_errors`; at once if `images` is a
+                single one, if no choice of resolutions costs the budget, or if the checkpoint
+                knows no price for it, or is of stage 1, before the predictor is trained.
         """
-        price = self._price_for(budget)
-        return predict(self.engine, self.classes, self.square, images, price, skip_errors)
+        check_images(images)
+        if self.meta.stage == STAGES[0] and len(self.resolutions) > 1:
+            raise UserError(
+                f"expected a checkpoint of stage {STAGES[1]}, received one of stage "
+                f"{self.meta.stage} (step {self.meta.step}): its predictor is not trained, so that "
+                "it cannot choose resolutions; evaluate compares the fixed resolutions"
+            )
+        return self._answers(images, self._checked_price(budget), skip_errors)
+
+    def _answers(
+        self, images: Iterable[Image], price: float, skip_errors: bool
+    ) -> Iterator[Answer]:
+        coming = iter(images)
+        first = list(itertools.islice(coming, FEW + 1))
+        few = len(first) <= FEW < self.config.evaluation.batch_size
+        engine = self._engine_of_few if few else self.engine
+        all_images = itertools.chain(first, coming)
+        yield from predict(engine, self.classes, self.square, all_images, price, skip_errors)
 
     def evaluate(
         self, folder: str | os.PathLike | None = None, budget: float | None = None
@@ -92,11 +119,14 @@ class Model:
         Raises:
             UserError: if there are no such images, or no choice of resolutions costs the budget.
         """
+        return self.measure(self.source(folder), budget).report
+
+    def source(self, folder: str | os.PathLike | None = None) -> Source:
+        """The labelled images that `evaluate` measures the model on; UserError as there."""
         data = self.config.data
         if folder is not None:
             data = dataclasses.replace(data, name="folder", dir=os.fspath(folder))
-        source = open_source(data, training=False, classes=self.classes)
-        return self.measure(source, budget).report
+        return open_source(data, training=False, classes=self.classes)
 
     def measure(self, source: Source, budget: float | None = None) -> Evaluation:
         """`evaluate` on an open source, with all that was found of each image."""
@@ -125,17 +155,31 @@ class Model:
         """What images are resized to, before the base size is cropped, in pixels."""
         return self.meta.preprocessing["resize"]
 
-    def _price_for(self, budget: float | None) -> float:
-        if budget is None or budget == self.budget:
-            return self.price
+    @property
+    def price(self) -> float | None:
+        """At which resolutions are charged for `budget`; None if no validation has found it."""
+        return self._price(self.budget)
+
+    def _price(self, budget: float) -> float | None:
+        if not budget or len(self.resolutions) == 1:
+            return 0.0
+        if self._priced is None:
+            return None
+        if math.isclose(budget, self._priced.config.budget * GIGA):
+            return self._priced.metrics["price"]
+        return float(np.interp(budget, *np.array(self._priced.prices).T))
+
+    def _checked_price(self, budget: float | None) -> float:
+        budget = self.budget if budget is None else budget
         self.costs.check_budget(budget)
-        if not len(self._prices):
+        price = self._price(budget)
+        if price is None:
             raise UserError(
-                f"budget: expected {self.budget:g}, as the model was trained for, received "
-                f"{budget:g}; this checkpoint was not validated in stage 2, so that no prices for "
-                "other budgets are known"
+                f"budget: expected 0, for none, received {budget:g}; for this checkpoint (step "
+                f"{self.meta.step}) no price of a budget is known, as it was not validated in "
+                f"stage {STAGES[1]}, nor one before it with its config.router.objective"
             )
-        return float(np.interp(budget, *self._prices.T))
+        return price
 
 
 def load(
@@ -151,7 +195,8 @@ def load(
     Raises:
         UserError: if there is no checkpoint, or it was made for images normalised otherwise.
     """
-    checkpoints, step = find_checkpoint(os.fspath(path), checkpoint)
+    path = os.path.expanduser(path)
+    checkpoints, step = find_checkpoint(path, checkpoint)
     try:
         meta = checkpoints.meta(step)
         expected = {"mean": list(pixels.MEAN), "deviation": list(pixels.DEVIATION)}
@@ -162,7 +207,7 @@ def load(
                 f"{found}; use the version of drnet_jax that made it"
             )
         variables = checkpoints.restore_model(step, data_mesh())
-        price, prices = checkpoints.prices(step)
+        priced = checkpoints.priced(step)
     finally:
         checkpoints.close()
-    return Model(meta, config or meta.config, variables, price, prices)
+    return Model(meta, config or meta.config, variables, priced)

@@ -9,6 +9,7 @@ how many processes or devices wrote it.
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,16 +187,13 @@ class Checkpoints:
         restored = self._restore(step, meta=ocp.args.JsonRestore())
         return Meta.from_json(restored["meta"], str(self.directory / str(step)))
 
-    def prices(self, step: int) -> tuple[float, list[list[float]]]:
-        """The price that the newest validation of stage 2 up to a step found, and those of others.
-
-        0 and none where there was no such validation.
-        """
-        for earlier in reversed([each for each in self.steps() if each <= step]):
-            meta = self.meta(earlier)
-            if meta.stage == STAGES[1] and "price" in meta.metrics:
-                return meta.metrics["price"], meta.prices
-        return 0.0, []
+    def priced(self, step: int) -> Meta | None:
+        """The newest up to a step that found prices, in stage 2, for scores of its objective."""
+        objective = self.meta(step).config.router.objective
+        for meta in map(self.meta, reversed([each for each in self.steps() if each <= step])):
+            if "price" in meta.metrics and meta.config.router.objective == objective:
+                return meta
+        return None
 
     def restore_model(self, step: int, mesh: Mesh) -> tuple[Tree, Tree]:
         """(params, batch_stats) of a step, replicated over a mesh, with nothing known before."""
@@ -206,13 +204,10 @@ class Checkpoints:
         model = self._restore(step, model=ocp.args.StandardRestore(target))["model"]
         return model["params"], model["batch_stats"]
 
-    def restore(
-        self, step: int, model: Tree, training: Tree, mesh: Mesh
-    ) -> tuple[Tree, Tree]:
+    def restore(self, step: int, model: Tree, training: Tree, mesh: Mesh) -> tuple[Tree, Tree]:
         """(model, training) of a step, in the shapes of those given, replicated over a mesh."""
         restored = self._restore(
-            step,
-            model=ocp.args.StandardRestore(_on(mesh, model)),
+            step, model=ocp.args.StandardRestore(_on(mesh, model)),
             training=ocp.args.StandardRestore(_on(mesh, training)),
         )
         return restored["model"], restored["training"]
@@ -250,6 +245,12 @@ def newest(workdir: str) -> Meta | None:
     return meta
 
 
+def is_checkpoint(path: str) -> bool:
+    """Whether a path is that of one checkpoint, `workdir/checkpoints/STEP`."""
+    directory = Path(path).absolute()
+    return directory.name.isdecimal() and directory.parent.name == FOLDER
+
+
 def find_checkpoint(path: str, which: str) -> tuple[Checkpoints, int]:
     """The checkpoints of a run, opened for reading, and the step of the one that is meant.
 
@@ -260,8 +261,8 @@ def find_checkpoint(path: str, which: str) -> tuple[Checkpoints, int]:
     Raises:
         UserError: if there is none.
     """
-    directory = Path(path).expanduser().absolute()
-    if directory.name.isdecimal() and directory.parent.name == FOLDER:
+    directory = Path(path).absolute()
+    if is_checkpoint(path):
         checkpoints = open_existing(str(directory.parents[1]))
         step = int(directory.name) if int(directory.name) in checkpoints.steps() else None
         expected = f"one of the steps {', '.join(map(str, checkpoints.steps()))}"
@@ -277,6 +278,7 @@ def find_checkpoint(path: str, which: str) -> tuple[Checkpoints, int]:
 
 def open_existing(workdir: str) -> Checkpoints:
     """Opens the checkpoints of a run that has some; raises UserError if there is none."""
+    workdir = os.path.expanduser(workdir)
     if not (Path(workdir) / FOLDER).is_dir():
         raise UserError(
             f"{workdir}: expected a working directory with checkpoints, found none; train first, "
@@ -294,6 +296,5 @@ def _rank(meta: Meta) -> float:
 
 
 def _on(mesh: Mesh, tree: Tree) -> Tree:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), tree
-    )
+    array = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+    return jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), tree)

@@ -5,6 +5,7 @@ returns a ConfigDict; those in configs/ start from default.py and override a few
 """
 
 import ast
+import os
 import re
 import runpy
 import traceback
@@ -25,6 +26,7 @@ def load(text: str) -> ConfigDict:
             file and, where one is at fault, the line.
     """
     path, colon, argument = text.partition(":")
+    path = os.path.expanduser(path)  # shells leave the ~ of --config=~/my.py
     if not Path(path).is_file():
         raise UserError(
             f"--config: expected {EXPECTED}; found no file {path!r} in {Path.cwd()}"

@@ -3,16 +3,20 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import drnet_jax
-from drnet_jax import checkpoint
+from drnet_jax import api, checkpoint
+from drnet_jax.commands import predict
 from drnet_jax.errors import UserError
+from drnet_jax.train.loop import train
 from tests import runs
 
 
@@ -76,6 +80,10 @@ def test_a_budget_moves_images(model, rows):
     for budget, resolution in ((low, 16), (high, 32)):
         answers = model.predict(paths, budget=budget + model.costs.predictor)
         assert {answer.resolution for answer in answers} == {resolution}
+    # As in evaluation, 0 is none: nothing is charged, rather than all sent to the cheapest.
+    spent = np.mean([answer.multiply_adds for answer in model.predict(paths, budget=0)])
+    assert spent == model.evaluate(budget=0)["budget"]["multiply_adds"]
+    assert spent > low + model.costs.predictor
     with pytest.raises(UserError, match=r"expected 2\.\d+e-05 .* received 1"):
         model.predict(paths, budget=1e9)
 
@@ -91,6 +99,78 @@ def test_what_cannot_be_read_is_an_error_or_a_record(model, rows, tmp_path):
     assert "cannot be decoded" in answers[0].error and str(bad[0]) in answers[0].error
     assert "none of that name" in answers[2].error
     assert "uint8 [H, W, 3]" in answers[3].error
+
+
+def test_what_is_one_image_or_none_is_refused(model, rows):
+    path = rows[0]["filename"]
+    picture = Image.open(path)
+    for one in (path, Path(path), b"bytes", np.asarray(picture), picture, 3):
+        with pytest.raises(UserError, match=r"expected an iterable of images, received .* a list"):
+            model.predict(one)
+    answers = list(model.predict([picture, 3, None, path], skip_errors=True))
+    assert [answer.label is None for answer in answers] == [True, True, True, False]
+    assert answers[1].error.endswith("uint8 [H, W, 3], received int")
+
+
+def test_few_images_are_no_batch_of_the_configured_size(evaluated, model, rows):
+    config = dataclasses.replace(
+        model.config, evaluation=dataclasses.replace(model.config.evaluation, batch_size=16)
+    )
+    large = drnet_jax.load(evaluated, config=config)
+    paths = [row["filename"] for row in rows]
+    few = list(large.predict(paths[:8]))
+    assert few == list(model.predict(paths[:8])) and "engine" not in vars(large)
+    next(large.predict(paths[:9]))
+    assert large.engine.batch_size == 16
+
+
+def checkpoint_of(model, **changes):
+    return dataclasses.replace(model.meta, config=dataclasses.replace(model.meta.config, **changes))
+
+
+def test_prices_of_an_earlier_validation_are_for_its_objective_and_budget(
+    evaluated, model, monkeypatch
+):
+    """As after a change of config in the middle of stage 2, until its first validation."""
+    last = model.meta.step
+    router = dataclasses.replace(model.config.router, objective="gumbel")
+    least, most = (cost + model.costs.predictor for cost in
+                   (min(model.costs.classifier), max(model.costs.classifier)))
+
+    def load(**changes):
+        later = dataclasses.replace(checkpoint_of(model, **changes), metrics={}, prices=[])
+        read = checkpoint.Checkpoints.meta
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.Checkpoints, "steps", lambda self: [18, last, last + 1])
+            patch.setattr(checkpoint.Checkpoints, "meta", lambda self, step: (
+                later if step > last else read(self, step)))
+            checkpoints = checkpoint.Checkpoints(str(evaluated))
+            priced = checkpoints.priced(last + 1)
+            checkpoints.close()
+        return api.Model(later, later.config, model._variables, priced)
+
+    assert load().price == model.price
+    prices = dict(model.meta.prices)
+    at = [load(budget=budget / 1e9).price for budget in (least, (least + most) / 2, most)]
+    assert at == pytest.approx([
+        np.interp(budget, list(prices), list(prices.values()))
+        for budget in (least, (least + most) / 2, most)]) and at[0] > at[1] > at[2]
+    other = load(router=router)
+    assert other.price is None
+    with pytest.raises(UserError, match="no price of a budget is known"):
+        other.predict([])
+    other.predict([], budget=0)
+
+
+def test_a_tilde_is_the_home_directory(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"^{tmp_path}/runs/a: expected a working directory"):
+        drnet_jax.load("~/runs/a")
+    with pytest.raises(UserError, match=f"^{tmp_path}/runs/a: expected a working directory"):
+        checkpoint.open_existing("~/runs/a")  # as config.finetune.init_from
+    with pytest.raises(UserError, match=f"can be made, received '{tmp_path}/file'"):
+        train(model.config, "~/file")
 
 
 def test_a_model_evaluates_folders(model, evaluated, images, tmp_path):
@@ -117,7 +197,7 @@ def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
     one, two, same = map(json.loads, out.splitlines())
     assert one["label"] == same["label"] == rows[0]["prediction"]
     assert "cannot be decoded" in two["error"] and "label" not in two
-    assert "passed over 1 files that are no image" in err
+    assert "passed over 1 file that is no image (.txt): three.txt" in err
     assert "1 of 3 images could not be read" in err
     assert runs.call("predict", "--workdir", str(evaluated), "--format=csv",
                      rows[0]["filename"]) == 0
@@ -125,10 +205,76 @@ def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
     assert dict(zip(header, line, strict=True))["label"] == rows[0]["prediction"]
 
 
+def test_predict_lists_folders_as_data_does(images, tmp_path, capsys):
+    for name in ("b/one.JPG", "a/two.png", ".hidden.png", "a/three.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "more").symlink_to(images / "val" / "class1")
+    found = predict.files_of(str(tmp_path))
+    more = [str(tmp_path / "more" / f"{index}.png") for index in range(5)]
+    assert found == [str(tmp_path / "a/two.png"), str(tmp_path / "b/one.JPG"), *more]
+    err = capsys.readouterr().err
+    assert err.splitlines() == [
+        f"{tmp_path}: passed over 1 file that is no image (.npy): a/three.npy",
+        f"{tmp_path}: passed over 1 hidden file or folder: .hidden.png",
+        f"{tmp_path}: passed over 1 link to a folder that it lies in: loop",
+    ]
+
+
+def test_predict_passes_over_folders_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "one.png").touch()
+    scandir = os.scandir
+
+    def refuse(path):  # as root may read everything
+        if str(path).startswith(str(tmp_path / "secret")):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert predict.files_of(str(tmp_path)) == [str(tmp_path / "one.png")]
+    assert "passed over 1 folder that cannot be read: secret\n" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot read the folder: Permission denied"):
+        predict.files_of(str(tmp_path / "secret"))
+
+
+def test_eval_measures_a_plain_folder(evaluated, images, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(evaluated, workdir)
+    shutil.copytree(images / "val" / "class1", tmp_path / "test" / "class1")
+    assert runs.call("eval", "--workdir", str(workdir), "--data", str(tmp_path / "test")) == 0
+    found = json.loads((workdir / "eval.json").read_text())
+    assert (found["images"], list(found["classes"])) == (5, ["class1"])
+    assert "no images of 2 of the 3 classes" in capsys.readouterr().out
+
+
+def test_eval_tells_which_keys_of_a_config_do_not_count(evaluated, images, capsys):
+    changes = {"batch_size": 4, "finetune.epochs": 9, "seed": 7, "evaluation.batch_size": 16}
+    arguments = runs.arguments(images, evaluated, changes | {"data.dir": "/nowhere"})
+    assert runs.call("eval", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == (
+        "config.batch_size, config.finetune.epochs: not those of --config, but the checkpoint's, "
+        "are used\n")
+    assert "no folder /nowhere" in err
+    assert runs.call("eval", *arguments, "--data", str(images)) == 2
+    assert capsys.readouterr().err == (
+        "error: --config and --data: expected one of them, received both\n")
+
+
+def test_eval_writes_nothing_into_a_checkpoint(evaluated, model, capsys):
+    step = evaluated / "checkpoints" / str(model.meta.step)
+    before = sorted(step.iterdir())
+    assert runs.call("eval", "--workdir", str(step)) == 2
+    assert capsys.readouterr().err.startswith("error: --workdir: expected the workdir of a run")
+    assert sorted(step.iterdir()) == before
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("predict",), "--workdir"),
     (("predict", "--workdir=DIR"), "expected images or folders of them"),
-    (("predict", "--workdir=DIR", "/dev"), "found none"),
+    (("predict", "--workdir=DIR", "DIR/checkpoints"), "found none"),
     (("predict", "--workdir=/nowhere", "x.png"), "train first"),
     (("predict", "--workdir=DIR", "--budget=1", "x.png"), "expected 2."),
 ])
@@ -143,8 +289,10 @@ def test_predict_errors(evaluated, arguments, message, capsys):
 def test_a_checkpoint_is_found_by_its_directory(evaluated, model):
     last = evaluated / "checkpoints" / str(model.meta.step)
     assert drnet_jax.load(last).price == model.price
-    first = evaluated / "checkpoints" / "18"  # the end of stage 1: no price is known there
-    assert (drnet_jax.load(first).meta.stage, drnet_jax.load(first).price) == ("pretrain", 0.0)
+    first = drnet_jax.load(evaluated / "checkpoints" / "18")  # the end of stage 1
+    assert (first.meta.stage, first.price, first.costs) == ("pretrain", None, model.costs)
+    with pytest.raises(UserError, match=r"one of stage pretrain .* its predictor is not trained"):
+        first.predict([])
     with pytest.raises(UserError, match="expected one of the steps"):
         drnet_jax.load(evaluated / "checkpoints" / "999")
 

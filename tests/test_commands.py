@@ -42,6 +42,26 @@ def test_of_an_override_given_twice_the_last_counts(capsys):
     assert [line.split()[0] for line in out.splitlines()[3:6]] == ["48", "32", "predictor"]
 
 
+@pytest.mark.parametrize(("given", "left"), [
+    (["--config.a", "1,2", "--config.b=3", "--config.a", "3"], ["--config.b=3", "--config.a", "3"]),
+    (["--config.a=1", "-config.a", "-3"], ["-config.a", "-3"]),
+    (["--config.a", "1", "--config.a=3"], ["--config.a=3"]),
+    (["--config.true", "--mix", "1", "--config.true"], ["--mix", "1", "--config.true"]),
+    (["--mix", "1", "--mix", "2"], ["--mix", "1", "--mix", "2"]),
+])
+def test_an_override_and_its_value_may_be_two_words(given, left):
+    assert commands._last_of_each_override(given) == left
+
+
+def test_whoever_reads_may_leave(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert runs.call("--help") == 1
+        print("what is left does not fail", flush=True)
+
+
 def test_a_config_takes_an_argument(capsys):
     assert runs.call("cost", "--config", f"{CONFIG}:resolutions=(224,112)", "--mix=0.5,0.5") == 0
     assert "mean of 0.5, 0.5" in capsys.readouterr().out
@@ -118,6 +138,9 @@ def test_a_tilde_is_the_home_directory(tmp_path, capsys, monkeypatch):
     assert runs.call("eval", "--workdir=~/runs/a") == 2
     assert f"error: {tmp_path}/runs/a: expected a working directory" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # nor is anything made by a check
+    (tmp_path / "my.py").touch()
+    assert runs.call("cost", "--config=~/my.py") == 2
+    assert f"error: {tmp_path}/my.py: expected a Python file" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -6,6 +6,7 @@ function that runs it once they are parsed.
 
 import importlib
 import io
+import os
 import sys
 import textwrap
 from typing import NoReturn
@@ -37,8 +38,9 @@ def run(argv: list[str]) -> int:
     """Runs the command `PROGRAM [COMMAND] [--FLAGS]`; without COMMAND or `--mode COMMAND`, train.
 
     Returns:
-        The exit status: 0, or 2 after a wrong flag or a UserError, of which `error: ...` is printed
-        to stderr. Any other exception is a defect of ours and keeps its traceback.
+        The exit status: 0; 2 after a wrong flag or a UserError, of which `error: ...` is printed
+        to stderr; 1 if whoever read stdout has left. Any other exception is a defect of ours and
+        keeps its traceback.
     """
     # orbax tells every rename it makes at INFO.
     logging.set_verbosity(logging.WARNING)
@@ -69,6 +71,10 @@ def run(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as in `drnet predict ... | head`
+        # What is left in the buffer is written at exit, and must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -97,9 +103,20 @@ def _mode(args: list[str]) -> tuple[str, list[str]] | None:
 
 
 def _last_of_each_override(args: list[str]) -> list[str]:
-    """Of `--config.KEY=VALUE` given twice the last; config_flags would join tuples."""
-    last = {arg.partition("=")[0]: at for at, arg in enumerate(args) if arg.startswith("--config.")}
-    return [arg for at, arg in enumerate(args) if last.get(arg.partition("=")[0], at) == at]
+    """Of `--config.KEY=VALUE`, or KEY VALUE, given twice the last; config_flags would join tuples.
+    """
+    left, found = list(args), []  # (key or None, its words)
+    while left:
+        words = [left.pop(0)]
+        key, equals, _ = words[0].lstrip("-").partition("=")
+        override = words[0].startswith("-") and key.startswith("config.")
+        # After a key that is true or false no value comes, but the next flag.
+        if override and not equals and left and not left[0].startswith("--"):
+            words.append(left.pop(0))
+        found.append((key if override else None, words))
+    last = {key: at for at, (key, _) in enumerate(found) if key}
+    return [word for at, (key, words) in enumerate(found) if last.get(key, at) == at
+            for word in words]
 
 
 def _overview() -> str:

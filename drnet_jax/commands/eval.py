@@ -8,16 +8,24 @@ import jax
 from absl import flags
 
 from drnet_jax.api import Model, load
-from drnet_jax.commands.shared import define_config, define_distributed, define_workdir
-from drnet_jax.config import GIGA
-from drnet_jax.data.sources import Source, open_source
+from drnet_jax.checkpoint import is_checkpoint
+from drnet_jax.commands.shared import (
+    define_config,
+    define_distributed,
+    define_workdir,
+    directory,
+)
+from drnet_jax.config import GIGA, Config
+from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError, first_line
 from drnet_jax.evaluation import curve
 from drnet_jax.evaluation.evaluate import Evaluation
 from drnet_jax.evaluation.files import write_confusion, write_predictions
 from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
-from drnet_jax.train.resume import CLASSIFIER, PREDICTOR, check_compatible
+from drnet_jax.train.resume import CLASSIFIER, PREDICTOR, check_compatible, differing
+
+USED = ("data", "evaluation", "seed")  # groups and keys of --config; see `drnet_jax.api.load`
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
@@ -31,6 +39,10 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         "budget", None, "Mean cost to route at in 1e9 multiply-adds, the predictor's included; "
         "0 for none. In place of config.budget.", lower_bound=0, flag_values=values,
     )
+    data = flags.DEFINE_string(
+        "data", None, "Folder of <class>/*, or of <split>/<class>/*, to evaluate on, in place of "
+        "the validation split that the model was trained with.", flag_values=values,
+    )
     with_curve = flags.DEFINE_bool(
         "curve", False, "Also accuracy over cost, of all policies, into curve.json, curve.csv and "
         "curve.png.", flag_values=values,
@@ -39,15 +51,25 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
 
     def command() -> None:
         override, where = config(), workdir()
+        if is_checkpoint(where):
+            raise UserError(
+                f"--workdir: expected the workdir of a run, received one of its checkpoints, "
+                f"{where!r}, whose files are to stay as they are; drnet predict and "
+                "drnet_jax.load take it"
+            )
+        if override and data.value is not None:
+            raise UserError("--config and --data: expected one of them, received both")
+        folder = None if data.value is None else directory("--data", data.value, to_write=False)
         start()
         model = load(where, checkpoint.value, override)
         if override:
             check_compatible(model.meta, override, model.classes, where, CLASSIFIER + PREDICTOR)
+            announce_ignored(model.meta.config, override)
         if with_curve.value and len(model.resolutions) == 1:
             raise UserError("--curve: expected several config.resolutions, received one")
         wanted = model.budget if budget.value is None else budget.value * GIGA
         model.costs.check_budget(wanted)
-        source = open_source(model.config.data, training=False, classes=model.classes)
+        source = model.source(folder)
         if jax.process_index() == 0:
             print(*source.notes, sep="\n", end="\n" * bool(source.notes), flush=True)
         found = model.measure(source, wanted)
@@ -56,6 +78,15 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
             write(Path(where), model, source, found, with_curve.value)
 
     return command
+
+
+def announce_ignored(saved: Config, config: Config) -> None:
+    """Says which keys of a config that differ from the checkpoint's are not looked at."""
+    ignored = [
+        f"config.{key}" for key in differing(saved, config) if key.partition(".")[0] not in USED
+    ]
+    if ignored and jax.process_index() == 0:
+        print(f"{', '.join(ignored)}: not those of --config, but the checkpoint's, are used")
 
 
 def write(

@@ -12,7 +12,7 @@ from absl import flags
 from drnet_jax.api import load
 from drnet_jax.commands.shared import announce_devices, define_workdir
 from drnet_jax.config import GIGA
-from drnet_jax.data import transforms
+from drnet_jax.data.folder import images_below
 from drnet_jax.errors import UserError
 from drnet_jax.inference.predict import Answer
 
@@ -25,8 +25,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
         "checkpoint", "last", ["last", "best"], "Which checkpoint to use.", flag_values=values
     )
     budget = flags.DEFINE_float(
-        "budget", None, "Mean cost to route at in 1e9 multiply-adds, the predictor's included. In "
-        "place of config.budget.", lower_bound=0, flag_values=values,
+        "budget", None, "Mean cost to route at in 1e9 multiply-adds, the predictor's included; "
+        "0 for none. In place of config.budget.", lower_bound=0, flag_values=values,
     )
     form = flags.DEFINE_enum(
         "format", "json", ["json", "csv"], "A line of JSON an image, or CSV.", flag_values=values
@@ -35,7 +35,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
     def command(images: list[str]) -> None:
         if not images:
             raise UserError("expected images or folders of them, received none; see --help")
-        where, paths = workdir(), [path for image in images for path in images_below(image)]
+        where, paths = workdir(), [path for image in images for path in files_of(image)]
         announce_devices()
         model = load(where, checkpoint.value)
         answers = model.predict(
@@ -51,21 +51,18 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
     return command
 
 
-def images_below(path: str) -> list[str]:
+def files_of(path: str) -> list[str]:
     """The images below a folder, in order of their names; a file, whatever it is, is itself.
 
-    Tells on stderr how many other files a folder holds; raises UserError if it holds no image.
+    Tells on stderr what else a folder holds; raises UserError if it holds no image.
     """
     if not os.path.isdir(path):
         return [path]
-    files = sorted(
-        os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
-    )
-    images = [name for name in files if name.lower().endswith(transforms.SUFFIXES)]
+    images, notes = images_below(path)
+    for note in notes:
+        print(note, file=sys.stderr)
     if not images:
         raise UserError(f"{path}: expected images in this folder, found none")
-    if others := len(files) - len(images):
-        print(f"{path}: passed over {others} files that are no image", file=sys.stderr)
     return images
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 from absl import flags
 
 from drnet_jax.commands.shared import define_config, define_distributed, define_workdir
@@ -23,7 +24,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
     def command() -> None:
         checked, where = config(), workdir()
         start()
-        print(checked.to_json())
+        if jax.process_index() == 0:
+            print(checked.to_json())
         train(checked, where, warm_up.value, changed_data.value)
 
     return command

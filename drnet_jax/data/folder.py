@@ -1,6 +1,7 @@
 """Folders of images, `split/<class>/**/*.jpg`: listed once, cheaply, and read by random access."""
 
 import bisect
+import contextlib
 import enum
 import hashlib
 import itertools
@@ -114,6 +115,17 @@ class FolderSource:
         return int(np.searchsorted(self._class_ends, index, side="right"))
 
 
+def images_below(directory: str) -> tuple[list[str], tuple[str, ...]]:
+    """Paths of the images anywhere below a folder, sorted, and notes of what is passed over.
+
+    That may be folders that cannot be read; raises UserError if the folder itself cannot be.
+    """
+    passed_over = _PassedOver()
+    names = _image_names(directory, "", passed_over, strict=False)
+    paths = [os.path.join(directory, os.fsdecode(name)) for name in names]
+    return paths, passed_over.notes(directory)
+
+
 class _Reason(enum.Enum):
     """Why something in a folder is passed over: words for one, and for several."""
 
@@ -123,6 +135,7 @@ class _Reason(enum.Enum):
     BROKEN = "broken link", "broken links"
     SPECIAL = "FIFO, socket or device file", "FIFOs, sockets or device files"
     LOOP = "link to a folder that it lies in", "links to folders that they lie in"
+    UNREADABLE = "folder that cannot be read", "folders that cannot be read"
 
 
 class _PassedOver:
@@ -194,38 +207,44 @@ def _class_folders(path: str, passed_over: _PassedOver) -> dict[str, str]:
     return dict(sorted(folders.items()))
 
 
-def _image_names(root: str, folder: str, passed_over: _PassedOver) -> list[bytes]:
-    """Paths of the images below `root/folder`, relative to it, sorted."""
+def _image_names(
+    root: str, folder: str, passed_over: _PassedOver, strict: bool = True
+) -> list[bytes]:
+    """Paths of the images below `root/folder`, relative to it, sorted.
+
+    If not `strict`, sub-folders that cannot be read are passed over.
+    """
     top = os.path.join(root, folder)
     names, left = [], [("", frozenset())]  # sub-folders left to list, and the folders above them
     while left:
         below, above = left.pop()
+        path = os.path.join(top, below)
         try:
-            status = os.stat(os.path.join(top, below))
-        except OSError as error:
-            raise _unreadable(os.path.join(top, below), error) from error
-        if (status.st_dev, status.st_ino) in above:
-            passed_over.add(_Reason.LOOP, os.path.join(folder, below[:-1]))
-            continue
-        above |= {(status.st_dev, status.st_ino)}
-        for entry in _list(os.path.join(top, below)):
-            kind, name = _kind(entry), below + entry.name
-            if kind == "file" and os.path.splitext(name)[1].lower() in SUFFIXES:
-                names.append(os.fsencode(name))
-            elif kind == "folder":
-                left.append((name + os.sep, above))
-            else:
-                reason = _Reason.NO_IMAGE if kind == "file" else kind
-                passed_over.add(reason, os.path.join(folder, name))
+            with _reading(path):
+                status = os.stat(path)
+            here = status.st_dev, status.st_ino
+            if here in above:
+                passed_over.add(_Reason.LOOP, os.path.join(folder, below[:-1]))
+                continue
+            for entry in _list(path):
+                kind, name = _kind(entry), below + entry.name
+                if kind == "file" and os.path.splitext(name)[1].lower() in SUFFIXES:
+                    names.append(os.fsencode(name))
+                elif kind == "folder":
+                    left.append((name + os.sep, above | {here}))
+                else:
+                    reason = _Reason.NO_IMAGE if kind == "file" else kind
+                    passed_over.add(reason, os.path.join(folder, name))
+        except UserError:
+            if strict or not below:
+                raise
+            passed_over.add(_Reason.UNREADABLE, os.path.join(folder, below[:-1]))
     return sorted(names)
 
 
 def _list(path: str) -> Iterator[os.DirEntry]:
-    try:
-        with os.scandir(path) as entries:
-            yield from entries
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with _reading(path), os.scandir(path) as entries:
+        yield from entries
 
 
 def _kind(entry: os.DirEntry) -> str | _Reason:
@@ -247,8 +266,12 @@ def _kind(entry: os.DirEntry) -> str | _Reason:
     return _Reason.BROKEN if broken else _Reason.SPECIAL
 
 
-def _unreadable(path: str, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot read the folder: {error.strerror}")
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the folder: {error.strerror}") from error
 
 
 def _no_images(path: str) -> UserError:

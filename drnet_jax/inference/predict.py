@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +85,22 @@ def predict(
     yield from in_order()
 
 
+def check_images(images: Any) -> None:
+    """Raises UserError for one image, which would be iterated by its letters or rows, or none."""
+    one = isinstance(images, (str, os.PathLike, bytes, bytearray))
+    # An array of any library: one of [N, H, W, 3] is iterated by its images, one of [N] by paths.
+    one = one or getattr(images, "ndim", None) in (2, 3)
+    try:
+        iter(images)
+    except TypeError:  # as of PIL's images
+        one = True
+    if one:
+        raise UserError(
+            f"images: expected an iterable of images, received {type(images).__name__}; put a "
+            "single image in a list"
+        )
+
+
 def _answered(
     engine: Engine, classes: Sequence[str], names: dict[int, Name], answers: Answers
 ) -> dict[int, Answer]:
@@ -136,6 +153,11 @@ def _decoded(image: Image) -> np.ndarray:
                 f"expected an array uint8 [H, W, 3], received {image.dtype} {list(image.shape)}"
             )
         return image
+    if not isinstance(image, (str, os.PathLike, bytes)):
+        raise UserError(
+            "expected a file, its bytes or an array uint8 [H, W, 3], received "
+            f"{type(image).__name__}"
+        )
     if not isinstance(image, bytes):
         if not os.path.isfile(image):  # a FIFO would be waited for
             raise UserError("expected an image file, found none of that name")

@@ -70,7 +70,7 @@ def resume(
         return None, []
     check_compatible(saved, config, source.classes, workdir)
     changed = _check_counts(saved, config, source, changed_data, workdir)
-    other = _differing(saved.config, config)
+    other = differing(saved.config, config)
     _check_optimizer(saved, config, drnet, other, workdir)
     told = [f"going on from step {saved.step} ({saved.stage})"]
     if other:
@@ -128,7 +128,7 @@ def _at_next_epoch(saved: Meta, source: Source) -> tuple[Meta, int]:
     return dataclasses.replace(saved, progress=moved), epoch
 
 
-def _differing(saved: Config, config: Config) -> list[str]:
+def differing(saved: Config, config: Config) -> list[str]:
     """The keys of which two configs have different values."""
     keys = traverse_util.flatten_dict(dataclasses.asdict(config), sep=".")
     return [key for key in keys if saved.get(key) != config.get(key)]

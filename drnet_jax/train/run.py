@@ -1,6 +1,7 @@
 """Runs: what stays the same over a whole run, and the checks before it writes anything."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -69,6 +70,7 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     Raises:
         UserError: if data, checkpoints, devices or the workdir do not fit; nothing is written then.
     """
+    workdir = os.path.expanduser(workdir)
     source, val_source = open_source(config.data, True), open_source(config.data, False)
     classes = resolve_classes(source, config.classifier.classes)
     if val_source.classes != source.classes:
