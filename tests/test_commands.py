@@ -184,3 +184,15 @@ def test_the_ways_in_lead_to_the_same_table(module):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: drnet COMMAND" in done.stdout
+
+
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "drnet_jax", "cost", "--config", CONFIG], cwd=runs.REPOSITORY,
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a file could not be written")
+    assert "make room" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ Each is a module of this package, whose `define(values, argv)` defines its flags
 function that runs it once they are parsed.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -27,6 +28,8 @@ COMMANDS = {
 }
 
 TAKING_NAMES = ("predict",)  # of images, besides flags
+# A disk, a quota or a limit is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -72,10 +75,20 @@ def run(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as in `drnet predict ... | head`
-        # What is left in the buffer is written at exit, and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _drop_output()
+        print(f"error: a file could not be written ({error}); make room", file=sys.stderr)
+        return 2
     return 0
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of stdout is written at exit, and must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command(args: list[str]) -> tuple[str | None, list[str]]:
