@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from drnet_jax import commands
@@ -60,6 +61,14 @@ def test_whoever_reads_may_leave(monkeypatch):
         monkeypatch.setattr(sys, "stdout", broken)
         assert runs.call("--help") == 1
         print("what is left does not fail", flush=True)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_one_process_prints_the_config(tmp_path, capsys, monkeypatch, process):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr("drnet_jax.commands.train.train", lambda *arguments: None)
+    assert runs.call("train", "--config", CONFIG, "--workdir", str(tmp_path)) == 0
+    assert ('"batch_size"' in capsys.readouterr().out) == (process == 0)
 
 
 def test_a_config_takes_an_argument(capsys):

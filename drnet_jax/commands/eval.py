@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: drnet eval --workdir DIR."""
+"""Evaluate a checkpoint: drnet eval --workdir DIR [--data FOLDER]."""
 
 import json
 from collections.abc import Callable
