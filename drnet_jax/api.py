@@ -139,7 +139,10 @@ class Model:
             self.config.evaluation.speed_images,
         )
         classes = by_class(found.table, found.routed, self.costs, self.classes)
-        header = {"checkpoint": self.meta.step, "stage": self.meta.stage, "seed": self.config.seed}
+        header = {
+            "checkpoint": self.meta.step, "stage": self.meta.stage, "seed": self.config.seed,
+            "first_image": source.key(0),
+        }
         footer = {"classes": classes, "notes": list(source.notes)}
         return dataclasses.replace(found, report=header | found.report | footer)
 

@@ -44,7 +44,7 @@ _NOISE = 3.0  # standard deviation
 class DrnetShapes(tfds.core.GeneratorBasedBuilder):
     """Shapes whose class needs a known resolution; drawn on the spot, nothing is downloaded."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
