@@ -124,7 +124,7 @@ def test_tfds_errors(tmp_path, name, message):
 
 def test_tfds_refuses_files_without_random_access(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    version = tmp_path / "drnet_shapes" / "1.0.0"
+    version = tmp_path / "drnet_shapes" / str(drnet_shapes.DrnetShapes.VERSION)
     for path in version.glob("*.array_record-*"):
         path.rename(version / path.name.replace("array_record", "tfrecord"))
     info = json.loads((version / "dataset_info.json").read_text())
