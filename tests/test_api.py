@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -307,3 +308,16 @@ def test_another_normalisation_is_refused(evaluated, monkeypatch):
     monkeypatch.setattr(checkpoint.Meta, "from_json", changed)
     with pytest.raises(UserError, match="normalised by"):
         drnet_jax.load(evaluated)
+
+
+def test_evaluation_reads_each_image_at_most_twice(evaluated, monkeypatch):
+    """The first few once more than the others, before the work begins."""
+    read, counts = FolderSource.__getitem__, Counter()
+
+    def counting(source, index):
+        counts[index] += 1
+        return read(source, index)
+
+    monkeypatch.setattr(FolderSource, "__getitem__", counting)
+    assert runs.call("eval", "--workdir", str(evaluated)) == 0
+    assert sorted(counts) == list(range(15)) and set(counts.values()) == {1, 2}

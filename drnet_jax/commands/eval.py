@@ -101,7 +101,7 @@ def write(
     write_confusion(folder / "confusion.csv", found.table, found.routed, model.classes)
     pictures: dict[str, Callable[[Path], None]] = {
         "routing.png": lambda path: draw_routing(
-            path, found.table, found.routed, model.resolutions, model.square, source, model.classes
+            path, found.table, found.routed, found.sample, model.resolutions, model.classes
         ),
     }
     if with_curve:

@@ -88,7 +88,7 @@ def eval_batches(
 
     Yields:
         {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B], "mask": bool
-        [B]} and, where the source has it, "needed_scale": float32 [B]. The mask is False in the
+        [B], "needed_scale": float32 [B], 0 where it is not known}. The mask is False in the
         rows that fill up the last batch, which are copies of its first row.
 
     Raises:
@@ -98,10 +98,9 @@ def eval_batches(
     if not share:
         return
     count = -(-len(share) // batch_size)
-    has_scale = "needed_scale" in _read(source, share[0])[1]
     # Padding without end: workers make whole batches, and Grain leaks memory when it reads an end.
     rows = grain.MapDataset.range(sys.maxsize).map(
-        _EvalExample(source, size, square, share, has_scale)
+        _EvalExample(source, size, square, share)
     )
     batches = iter(_batched(rows, batch_size, data))
     try:
@@ -251,7 +250,6 @@ class _EvalExample:
     size: int
     square: int
     share: range
-    has_scale: bool
 
     def __call__(self, position: int) -> Batch:
         row = {"mask": np.bool_(position < len(self.share))}
@@ -261,11 +259,11 @@ class _EvalExample:
             image = transforms.resize_and_centre_crop(image, self.square, self.size)
         else:  # overwritten in `eval_batches`
             index, image = 0, np.zeros((self.size, self.size, 3), np.uint8)
-            example = {"label": 0, "needed_scale": 0.0}
-        row |= {"image": image, "label": np.int32(example["label"]), "index": np.int32(index)}
-        if self.has_scale:
-            row["needed_scale"] = np.float32(example["needed_scale"])
-        return row
+            example = {"label": 0}
+        return row | {
+            "image": image, "label": np.int32(example["label"]), "index": np.int32(index),
+            "needed_scale": np.float32(example.get("needed_scale", 0)),
+        }
 
 
 def _read(source: Source, index: int) -> tuple[np.ndarray, Any]:

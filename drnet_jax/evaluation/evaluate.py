@@ -26,6 +26,7 @@ class Evaluation:
     report: dict[str, Any]  # what eval.json holds, see docs/files.md
     table: Table
     routed: Outcome
+    sample: runs.Batches  # the images, of this host, that are held in memory
 
 
 def evaluate(
@@ -91,7 +92,7 @@ def evaluate(
         scales = np.array(costs.resolutions) / costs.resolutions[0]
         enough = scales[routed.choice] >= table.needed_scale - 1e-6
         report["at_or_above_needed_scale"] = float(enough.mean())
-    return Evaluation(report, table, routed)
+    return Evaluation(report, table, routed, held)
 
 
 def _row(outcome: Outcome, found: runs.PolicyRun, costs: Costs) -> dict[str, Any]:

@@ -7,45 +7,44 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from drnet_jax import ops
-from drnet_jax.data import transforms
-from drnet_jax.data.sources import Source
 from drnet_jax.evaluation.files import predictions
 from drnet_jax.evaluation.policies import Outcome
+from drnet_jax.evaluation.runs import Batches
 from drnet_jax.evaluation.table import Table
 
 SHOWN = 8  # images a resolution
 
 
 def draw_routing(
-    path: Path, table: Table, routed: Outcome, resolutions: Sequence[int], square: int,
-    source: Source, classes: Sequence[str],
+    path: Path, table: Table, routed: Outcome, sample: Batches, resolutions: Sequence[int],
+    classes: Sequence[str],
 ) -> None:
     """Draws some images of each resolution, at it, under the class predicted; wrong ones in red.
 
     Args:
         path: where to write the PNG.
-        table: of the images of `source`.
+        table: of all images.
         routed: where routing sent them.
+        sample: the images in memory, of which some are drawn.
         resolutions: [R].
-        square: what images are resized to before the base size is cropped.
         classes: names, [C].
     """
     figure = Figure(figsize=(1.3 * SHOWN, 1.6 * len(resolutions)), layout="constrained")
     axes = figure.subplots(len(resolutions), SHOWN, squeeze=False)
     predicted = predictions(table, routed)
+    held = {number: image for images, index in sample
+            for number, image in zip(index.tolist(), images, strict=True)}
+    is_held = np.isin(table.index, list(held))
     for row, resolution in enumerate(resolutions):
-        chosen = np.flatnonzero(routed.choice == row)
-        share = len(chosen) / len(routed.choice)
+        share = np.mean(routed.choice == row)
+        chosen = np.flatnonzero((routed.choice == row) & is_held)
         for axis in axes[row]:
             axis.set(xticks=[], yticks=[], frame_on=False)
         axes[row, 0].set_ylabel(f"{resolution} px\n{100 * share:.0f} %")
         # Evenly over the data set, which is often sorted by class.
         shown = chosen[np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen)), dtype=int)]
         for axis, at in zip(axes[row], shown, strict=False):
-            encoded = source[int(table.index[at])]["image"]
-            image = transforms.resize_and_centre_crop(
-                transforms.decode(encoded), square, resolutions[0]
-            )
+            image = held[int(table.index[at])]
             seen = ops.resize(image[None].astype(np.float32), resolution)[0]
             axis.imshow(np.asarray(seen).clip(0, 255).astype(np.uint8))
             axis.set_title(
