@@ -16,6 +16,7 @@ from PIL import Image
 import drnet_jax
 from drnet_jax import api, checkpoint
 from drnet_jax.commands import predict
+from drnet_jax.data.folder import FolderSource
 from drnet_jax.errors import UserError
 from drnet_jax.train.loop import train
 from tests import runs
