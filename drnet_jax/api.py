@@ -20,13 +20,14 @@ from drnet_jax import images as pixels
 from drnet_jax.checkpoint import Meta, find_checkpoint
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
-from drnet_jax.data.loader import check_source, eval_batches
+from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source
 from drnet_jax.devices import data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.evaluation.evaluate import Evaluation, evaluate
 from drnet_jax.evaluation.files import by_class
+from drnet_jax.evaluation.table import host_batches
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.predict import Answer, Image, check_images, predict
 
@@ -135,8 +136,8 @@ class Model:
         check_source(source, self.config.data, self.resolutions[0])
         share = range(jax.process_index(), len(source), jax.process_count())
         found = evaluate(
-            self.engine, self._batches(source), len(share), budget, self.config.seed,
-            self.config.evaluation.speed_images,
+            self.engine, host_batches(self.engine, source, self.config.data, self.square),
+            len(share), budget, self.config.seed, self.config.evaluation.speed_images,
         )
         classes = by_class(found.table, found.routed, self.costs, self.classes)
         header = {
@@ -145,13 +146,6 @@ class Model:
         }
         footer = {"classes": classes, "notes": list(source.notes)}
         return dataclasses.replace(found, report=header | found.report | footer)
-
-    def _batches(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
-        return eval_batches(
-            source, self.config.data, size=self.resolutions[0], square=self.square,
-            batch_size=self.engine.batch_size, process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
 
     @property
     def square(self) -> int:

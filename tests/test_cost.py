@@ -1,6 +1,7 @@
 """Costs: against published counts, XLA's own, and small networks worked by hand."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -187,7 +188,8 @@ def test_products_that_depend_on_data_are_refused():
         layer_costs(EarlyExit(), 4)
 
 
-class Transposed(nn.Module):
+class Convolving(nn.Module):
+    layer: type[nn.Module]
     padding: str
     size: int = 3
     stride: int = 2
@@ -195,18 +197,11 @@ class Transposed(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         sides = (self.size, self.size), (self.stride, self.stride)
-        return nn.ConvTranspose(5, *sides, padding=self.padding, use_bias=False)(x)
+        return self.layer(5, *sides, padding=self.padding, use_bias=False)(x)
 
 
-class Strided(nn.Module):
-    padding: str
-    size: int = 3
-    stride: int = 2
-
-    @nn.compact
-    def __call__(self, x, train):
-        sides = (self.size, self.size), (self.stride, self.stride)
-        return nn.Conv(5, *sides, padding=self.padding, use_bias=False)(x)
+Transposed, Strided = (
+    functools.partial(Convolving, layer) for layer in (nn.ConvTranspose, nn.Conv))
 
 
 @pytest.mark.parametrize(("padding", "size", "stride", "large"), [

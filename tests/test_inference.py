@@ -207,7 +207,7 @@ def test_the_table_is_what_is_simulated(engine, simulated):
 def test_the_budget_is_met_where_it_is_run(engine, simulated):
     budget = 62.0  # the predictor's 5 included
     price = policies.price_for(simulated.scores, COSTS, budget)
-    found = runs.run(runs.routed(engine, HELD, price))
+    found = runs.run(route(engine, HELD, price))
     cost = np.take(COSTS.classifier, found.choice).mean() + COSTS.predictor
     assert budget - 80 / COUNT < cost <= budget  # 80: one image from the smallest to the largest
     np.testing.assert_array_equal(found.index, np.arange(COUNT))

@@ -20,11 +20,6 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return runs.make_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
 def finished(images, tmp_path_factory):
     """The workdir of a run that has come to its end, with checkpoints of steps 8, 16, 18 and 24."""
     workdir = tmp_path_factory.mktemp("finished")

@@ -15,6 +15,7 @@ from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Sample, Table, tabulate
 from drnet_jax.formatting import by_resolution
 from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.queues import route
 
 RANDOM_DRAWS = 5
 
@@ -64,7 +65,7 @@ def evaluate(
     outcomes = [policies.fixed(table, costs, index) for index in range(len(costs.resolutions))]
     outcomes += [random, policies.oracle(table, costs)]
     found = {each.name: runs.run(runs.given(engine, held, each.choice)) for each in outcomes}
-    found["routed"] = runs.run(runs.routed(engine, held, price))
+    found["routed"] = runs.run(route(engine, held, price))
 
     rows = {each.name: _row(each, found[each.name], costs) for each in [*outcomes, routed]}
     rows["random"] |= _draws(table, draws)

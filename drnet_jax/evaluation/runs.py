@@ -7,14 +7,13 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table, from_all_hosts
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import Answers, CascadeQueues, Queues, route
+from drnet_jax.inference.queues import Answers, CascadeQueues, Queues
 from drnet_jax.routing import Cascade
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]  # (images uint8 [N, H, W, 3], index int [N])
@@ -46,8 +45,7 @@ def run(answers: Iterator[Answers]) -> PolicyRun:
     rate = np.array(len(columns["index"]) / seconds if found else 0.0)
     return PolicyRun(
         **from_all_hosts(columns),
-        images_per_second=float(np.sum(multihost_utils.process_allgather(rate)))
-        if jax.process_count() > 1 else float(rate),
+        images_per_second=float(np.sum(multihost_utils.process_allgather(rate))),
     )
 
 
@@ -57,11 +55,6 @@ def given(engine: Engine, batches: Batches, choice: np.ndarray) -> Iterator[Answ
     for images, index in batches:
         yield from queues.put(engine.upload(images), choice[index], index)
     yield from queues.drain()
-
-
-def routed(engine: Engine, batches: Batches, price: float) -> Iterator[Answers]:
-    """Each image where the predictor sends it at a price."""
-    return route(engine, batches, price)
 
 
 def cascaded(

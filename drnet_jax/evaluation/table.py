@@ -13,7 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from drnet_jax import routing
-from drnet_jax.data.loader import Batch
+from drnet_jax.config import Data
+from drnet_jax.data.loader import Batch, eval_batches
+from drnet_jax.data.sources import Source
 from drnet_jax.inference.engine import Engine
 
 
@@ -69,28 +71,37 @@ def rows(scores: np.ndarray, log_p: list[np.ndarray], batch: Batch) -> dict[str,
     }
 
 
+def host_batches(engine: Engine, source: Source, data: Data, square: int) -> Iterator[Batch]:
+    """This host's share of a data set, each image once, in batches of the engine's size.
+
+    `square` is what images are squashed to before the base size is cropped, in pixels.
+    """
+    return eval_batches(
+        source, data, size=engine.drnet.resolutions[0], square=square,
+        batch_size=engine.batch_size, process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
 def tabulate(engine: Engine, batches: Iterable[Batch]) -> Table:
     """Every image at every resolution: this host's share of them run here, and all gathered."""
     found, running = [], None
     # One batch behind, so that the devices work while the host reads answers and decodes.
-    for batch in itertools.chain(map(real_rows, batches), [None]):
-        launched = None
-        if batch is not None:
-            images = engine.upload(batch["image"])
-            resolutions = range(len(engine.drnet.resolutions))
-            launched = (
-                batch, engine.score(images),
-                [engine.classify(index, images) for index in resolutions],
-            )
+    for batch in map(real_rows, batches):
+        launched = batch, *_everything(engine, engine.upload(batch["image"]))
         if running is not None:
             found.append(_read(*running))
         running = launched
     # A host without images has columns of the same shapes.
-    found = found or [_read(_no_rows(), engine.score(engine.empty()), [
-        engine.classify(index, engine.empty()) for index in range(len(engine.drnet.resolutions))
-    ])]
+    found.append(_read(*running or (_no_rows(), *_everything(engine, engine.empty()))))
     columns = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     return Table(**from_all_hosts(columns))
+
+
+def _everything(engine: Engine, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Scores [B, R], and log-probabilities [B, C] at each resolution; not waited for."""
+    resolutions = range(len(engine.drnet.resolutions))
+    return engine.score(images), [engine.classify(index, images) for index in resolutions]
 
 
 def _read(batch: Batch, scores: jax.Array, log_p: list[jax.Array]) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from drnet_jax.plan.target import Target
 from drnet_jax.resolutions import only
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.state import TrainState, create_state
-from drnet_jax.train.step import FinetuneStep, PretrainStep, Setup, batch_shapes, make_step
+from drnet_jax.train.step import Setup, Step, batch_shapes, make_step
 
 TURNS = 3  # of compiling the blocks, for medians of the seconds
 
@@ -119,9 +119,7 @@ def largest_batch(memory: float, rows: int, whole: int, half: int) -> int | None
     return max(0, math.floor((memory - whole) / each) + rows) if each > 0 else None
 
 
-def _step(
-    config: Config, target: Target, drnet: DRNet, costs: Costs, stage: str
-) -> PretrainStep | FinetuneStep:
+def _step(config: Config, target: Target, drnet: DRNet, costs: Costs, stage: str) -> Step:
     setup = Setup(config, drnet, costs, target.mesh, Programs())
     return make_step(setup, stage, make_optimizer(config, stage, 1))
 

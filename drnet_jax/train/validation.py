@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs
-from drnet_jax.data.loader import eval_batches
 from drnet_jax.data.sources import Source
 from drnet_jax.data.transforms import square_for
 from drnet_jax.devices import Compilation
 from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation import policies
-from drnet_jax.evaluation.table import tabulate
+from drnet_jax.evaluation.table import host_batches, tabulate
 from drnet_jax.formatting import by_resolution
 from drnet_jax.inference.engine import Engine
 from drnet_jax.train.state import TrainState
@@ -35,11 +33,9 @@ class Validation:
     def __call__(self, stage: str, state: TrainState) -> dict[str, Any]:
         """What metrics.jsonl records, and checkpoints keep; "top1" ranks these."""
         self._engine.load(state.params, state.batch_stats)
-        costs, base = self._costs, self._config.resolutions[0]
-        table = tabulate(self._engine, eval_batches(
-            self._source, self._config.data, size=base, square=square_for(base),
-            batch_size=self._engine.batch_size, process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        costs = self._costs
+        table = tabulate(self._engine, host_batches(
+            self._engine, self._source, self._config.data, square_for(costs.resolutions[0])
         ))
         fixed = table.right.mean(axis=0)
         at = {"top1_by_resolution": by_resolution(costs.resolutions, fixed)}
