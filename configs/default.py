@@ -40,6 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "name": "resnet10",  # a name in drnet_jax.models, or "package.module:factory"
             "width": 1.0,  # multiplies the published number of channels
             "resolution": 128,  # size at which the predictor sees the image
+            "classifies": True,  # it learns the classes, too, and may answer by itself ("outcome")
         },
         "router": {
             "objective": "outcome",  # what the predictor learns: "outcome", or the paper's "gumbel"
@@ -80,6 +81,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "batch_size": 256,  # per host; also the size of the routed queues
             "every_epochs": 1.0,  # epochs between evaluations while training (the best is kept)
             "speed_images": 2048,  # images, held in memory, by which images/s are measured
+            "rule": "margin",  # how sure cascades take an answer to be: "margin" or "probability"
         },
         "checkpoint": {
             "every_steps": 1000,  # steps between checkpoints, besides the end of each stage

@@ -12,6 +12,7 @@ from drnet_jax.config_files import default_beside, override
 def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
     config.router.objective = "gumbel"
+    config.predictor.classifies = False
     config.budget = 0.0
     config.classifier.classes = 1000  # known beforehand: costs need no data set
     return override(config, argument)

@@ -23,7 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
     # Multiples of 32, by which ResNet divides: the maps of 48 pixels round up, to 65 % of the cost.
     config.resolutions = (64, 32)
     config.predictor.name = "convnet"
-    config.predictor.width = 0.5
+    config.predictor.width = 1.0
     config.predictor.resolution = 32
     config.budget = 0.0067  # of 0.0111 at 64 pixels
     config.optimizer.clip_norm = 5.0
@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.finetune.learning_rate = 0.01
     config.finetune.warmup_epochs = 0
     config.finetune.decay_epochs = 3
-    config.optimizer.predictor_rate = 10.0
+    config.optimizer.predictor_rate = 1.0
     # Enough for two candidates: there is none between to lose.
     config.router.outcome.exploration = 0.1
     config.evaluation.batch_size = 128

@@ -68,7 +68,7 @@ class Model:
     def predict(
         self, images: Iterable[Image], budget: float | None = None, skip_errors: bool = False
     ) -> Iterator[Answer]:
-        """Classifies any number of images of any sizes, each at the resolution it needs.
+        """Classifies any number of images of any sizes, each by the option that it needs.
 
         Args:
             images: files, their bytes, or arrays uint8 [H, W, 3] in RGB.
@@ -82,11 +82,12 @@ class Model:
 
         Raises:
             UserError: if an image cannot be read, unless `skip_errors`; at once if `images` is a
-                single one, if no choice of resolutions costs the budget, or if the checkpoint
-                knows no price for it, or is of stage 1, before the predictor is trained.
+                single one, if no choice of options costs the budget, or if the checkpoint knows no
+                price for it, or is of stage 1 and its predictor not trained.
         """
         check_images(images)
-        if self.meta.stage == STAGES[0] and len(self.resolutions) > 1:
+        untrained = self.meta.stage == STAGES[0] and not self.costs.classifies
+        if untrained and len(self.resolutions) > 1:
             raise UserError(
                 f"expected a checkpoint of stage {STAGES[1]}, received one of stage "
                 f"{self.meta.stage} (step {self.meta.step}): its predictor is not trained, so that "
@@ -118,7 +119,7 @@ class Model:
             What eval.json holds, see docs/files.md.
 
         Raises:
-            UserError: if there are no such images, or no choice of resolutions costs the budget.
+            UserError: if there are no such images, or no choice of options costs the budget.
         """
         return self.measure(self.source(folder), budget).report
 
@@ -137,7 +138,7 @@ class Model:
         share = range(jax.process_index(), len(source), jax.process_count())
         found = evaluate(
             self.engine, host_batches(self.engine, source, self.config.data, self.square),
-            len(share), budget, self.config.seed, self.config.evaluation.speed_images,
+            len(share), budget, self.config,
         )
         classes = by_class(found.table, found.routed, self.costs, self.classes)
         header = {
@@ -158,7 +159,7 @@ class Model:
         return self._price(self.budget)
 
     def _price(self, budget: float) -> float | None:
-        if not budget or len(self.resolutions) == 1:
+        if not budget or len(self.costs.options) == 1:
             return 0.0
         if self._priced is None:
             return None
@@ -173,8 +174,8 @@ class Model:
         if price is None:
             raise UserError(
                 f"budget: expected 0, for none, received {budget:g}; for this checkpoint (step "
-                f"{self.meta.step}) no price of a budget is known, as it was not validated in "
-                f"stage {STAGES[1]}, nor one before it with its config.router.objective"
+                f"{self.meta.step}) no price of a budget is known, as it was not validated once "
+                "its predictor was trained, nor one before it with its config.router.objective"
             )
         return price
 

@@ -3,8 +3,9 @@
 No sample is dropped and no choice is changed. Each bucket is padded to one of few sizes, so that
 few programs are compiled; padding repeats real rows, and a mask tells them apart.
 
-Axes, here and wherever an array's are named: B samples of a batch, R candidate resolutions, S slots
-of a bucket (its padded size), C classes, H height, W width.
+Axes, here and wherever an array's are named: B samples of a batch, R candidate resolutions, O
+options (the resolutions, and after them the predictor's own answer if it classifies), S slots of a
+bucket (its padded size), C classes, H height, W width.
 """
 
 import jax
@@ -17,7 +18,7 @@ def plan(choice: jax.Array, resolutions: int) -> tuple[jax.Array, jax.Array]:
     """Sorts a device's samples by chosen resolution.
 
     Args:
-        choice: int32 [B], the resolution index of each sample.
+        choice: int32 [B], the option of each sample; those beyond R are in no bucket.
         resolutions: R.
 
     Returns:

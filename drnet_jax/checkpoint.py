@@ -56,7 +56,8 @@ class Meta:
     bucket_sizes: dict[str, dict[str, int]]
     progress: Progress
     preprocessing: dict[str, Any]  # that the networks expect, see `preprocessing`
-    # Of the validation at this step in stage 2: [multiply-adds, price] of several budgets.
+    # Of the validation at this step, if its predictor is trained: [multiply-adds, price] of several
+    # budgets.
     prices: list[list[float]] = dataclasses.field(default_factory=list)
 
     @property
@@ -188,10 +189,11 @@ class Checkpoints:
         return Meta.from_json(restored["meta"], str(self.directory / str(step)))
 
     def priced(self, step: int) -> Meta | None:
-        """The newest up to a step that found prices, in stage 2, for scores of its objective."""
-        objective = self.meta(step).config.router.objective
+        """The newest up to a step, of its stage, that found prices for scores of its objective."""
+        here = self.meta(step)
+        wanted = here.stage, here.config.router.objective
         for meta in map(self.meta, reversed([each for each in self.steps() if each <= step])):
-            if "price" in meta.metrics and meta.config.router.objective == objective:
+            if meta.prices and (meta.stage, meta.config.router.objective) == wanted:
                 return meta
         return None
 

@@ -44,6 +44,7 @@ class Predictor:
     name: str
     width: float
     resolution: int
+    classifies: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Evaluation:
     batch_size: int
     every_epochs: float
     speed_images: int
+    rule: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "router.objective": ("gumbel", "outcome"),
     "router.gumbel.estimator": ("selected", "dense"),
+    "evaluation.rule": ("margin", "probability"),
 }
 
 # Key, what is expected of it, and whether that is so.
@@ -205,6 +208,8 @@ RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("classifier.classes", "0 or at least 2", lambda c: c.classifier.classes != 1),
     ("predictor.resolution", "8 to the base size, the first of config.resolutions",
      lambda c: 8 <= c.predictor.resolution <= c.resolutions[0]),
+    ("predictor.classifies", "False with config.router.objective='gumbel', whose predictor is the "
+     "paper's", lambda c: c.router.objective == "outcome" or not c.predictor.classifies),
     ("router.gumbel.estimator", "'selected' with config.router.objective='outcome'",
      lambda c: c.router.objective == "gumbel" or c.router.gumbel.estimator == "selected"),
     ("budget", "more than 0 (in 1e9 multiply-adds) with config.router.objective='outcome'",

@@ -5,7 +5,7 @@ Axis letters are those of `drnet_jax.buckets`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,14 @@ from drnet_jax.config import Config
 from drnet_jax.models.norm import MOMENTS
 
 Tree = Any  # a nested dict of arrays
+PREDICTOR = "predictor"  # the name of the option to let the predictor answer
+
+
+class Prediction(NamedTuple):
+    """What the predictor says of images, before any choice."""
+
+    options: jax.Array  # float32 [B, O], logits (Eq. 1)
+    classes: jax.Array | None  # float32 [B, C], logits of its own answer; None: it has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +35,8 @@ class DRNet:
     resolutions: tuple[int, ...]
     norm_keys: tuple[str, ...]
     predictor_resolution: int
-    scores: Callable[[jax.Array], jax.Array]  # of predictor logits, see `routing.SCORES`
+    classifies: bool  # whether the predictor knows the classes, and may answer by itself
+    scores: Callable[[jax.Array], jax.Array]  # of the options' logits, see `routing.SCORES`
 
     @classmethod
     def from_config(cls, config: Config, classes: int) -> "DRNet":
@@ -42,15 +51,29 @@ class DRNet:
                 here (see `models.check`).
         """
         classifier, sizes = config.classifier, config.resolutions
-        seen = config.predictor.resolution
+        seen, classifies = config.predictor.resolution, config.predictor.classifies
         return cls(
             classifier=models.build_classifier(classifier, classes, config.dtype, sizes),
-            predictor=models.build_predictor(config.predictor, len(sizes), config.dtype, (seen,)),
+            predictor=models.build_predictor(
+                config.predictor, len(sizes) + classifies, classes, config.dtype, (seen,)
+            ),
             resolutions=sizes,
             norm_keys=resolutions.norm_keys(sizes, classifier.resolution_aware_norm),
             predictor_resolution=seen,
+            classifies=classifies,
             scores=routing.SCORES[config.router.objective],
         )
+
+    @property
+    def options(self) -> int:
+        """O: the resolutions, and the predictor's own answer if it classifies."""
+        return len(self.resolutions) + self.classifies
+
+    def answering(self, option: int) -> tuple[str, int]:
+        """The network that an option is an answer of, and the pixels at which it sees images."""
+        if option < len(self.resolutions):
+            return "classifier", self.resolutions[option]
+        return PREDICTOR, self.predictor_resolution
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Fresh (params, batch_stats) in the layout of `drnet_jax.resolutions`."""
@@ -92,17 +115,19 @@ class DRNet:
         view = images.view(batch, self.resolutions[index])
         return _apply(self.classifier, variables, view, train, mask, key)
 
-    def score(
+    def predict(
         self, params: Tree, batch_stats: Tree, batch: jax.Array, train: bool = False,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Tree]:
-        """The predictor's float32 logits [B, R] (Eq. 1) for uint8 [B, H, W, 3], and its moments.
+    ) -> tuple[Prediction, Tree]:
+        """What the predictor says of uint8 images [B, H, W, 3], and its moments.
 
         `train` and `key` are as of `classify`.
         """
         variables = {"params": params["predictor"], "batch_stats": batch_stats["predictor"]}
         view = images.view(batch, self.predictor_resolution)
-        return _apply(self.predictor, variables, view, train, None, key)
+        logits, moments = _apply(self.predictor, variables, view, train, None, key)
+        classes, options = logits[:, : -self.options], logits[:, -self.options :]
+        return Prediction(options, classes if self.classifies else None), moments
 
 
 def _init(network: nn.Module, key: jax.Array, size: int) -> Tree:

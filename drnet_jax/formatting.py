@@ -29,11 +29,9 @@ def interval(value: float, low: float, high: float, form: str) -> str:
     return f"{100 * value:{form}} ({100 * low:{form}} to {100 * high:{form}})"
 
 
-def by_resolution(resolutions: Sequence[int], values: Iterable[Any]) -> dict[str, float]:
-    """[R] values as files hold them: {"64": 0.5, "48": 0.2, "32": 0.3}."""
-    return {
-        str(size): float(value) for size, value in zip(resolutions, values, strict=True)
-    }
+def by_option(options: Sequence[str], values: Iterable[Any]) -> dict[str, float]:
+    """[O] values as files hold them: {"64": 0.5, "32": 0.2, "predictor": 0.3}."""
+    return {name: float(value) for name, value in zip(options, values, strict=True)}
 
 
 def percentages(mix: dict[str, float]) -> str:

@@ -1,13 +1,15 @@
-"""Routing: the choice of a resolution for each image. It moves no data (see `buckets`).
+"""Routing: the choice of an option for each image. It moves no data (see `buckets`).
 
-The predictor's logits become scores, one for each resolution; an image goes where its score is
-highest after every resolution has been charged what it costs, at a price. The price is the Lagrange
-multiplier of the constraint that images cost so much on average: 0 leaves a router as it was
-trained, a positive price saves, a negative one spends. A cascade decides by the confidence of its
-first answer instead. Axes as in `buckets`.
+Options are the resolutions and, if the predictor knows the classes, its own answer. The predictor's
+logits become scores, one for each option; an image goes where its score is highest after every
+option has been charged what it costs, at a price. The price is the Lagrange multiplier of the
+constraint that images cost so much on average: 0 leaves a router as it was trained, a positive
+price saves, a negative one spends. A cascade decides by how sure each answer is instead. Axes as in
+`buckets`.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,12 +20,12 @@ Array = jax.Array | np.ndarray
 
 
 def choice_scores(logits: jax.Array) -> jax.Array:
-    """Of predictor logits [..., R] the log-probability of choosing each resolution (Eq. 1)."""
+    """Of predictor logits [..., O] the log-probability of choosing each option (Eq. 1)."""
     return jax.nn.log_softmax(logits)
 
 
 def outcome_scores(logits: jax.Array) -> jax.Array:
-    """Of predictor logits [..., R] the probability that each resolution answers right."""
+    """Of predictor logits [..., O] the probability that each option answers right."""
     return jax.nn.sigmoid(logits)
 
 
@@ -34,7 +36,7 @@ SCORES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def charge(scores: Array, costs: Array, price: Array | float) -> Array:
-    """Scores [B, R] less what each resolution costs: `score_j - price * C_j / max C`.
+    """Scores [B, O] less what each option costs: `score_j - price * C_j / max C`.
 
     Of numpy arrays it makes a numpy array.
     """
@@ -42,12 +44,12 @@ def charge(scores: Array, costs: Array, price: Array | float) -> Array:
 
 
 def choose(scores: jax.Array) -> jax.Array:
-    """The index of the highest score, int32 [B], of scores [B, R] (Eq. 9; without noise: Eq. 1)."""
+    """The index of the highest score, int32 [B], of scores [B, O] (Eq. 9; without noise: Eq. 1)."""
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def choose_at(scores: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:
-    """Where images of these scores, float32 [N, R], go at a price: int32 [N], on the host.
+    """Where images of these scores, float32 [N, O], go at a price: int32 [N], on the host.
 
     The same as `choose(charge(...))` on a device, operation by operation in float32.
     """
@@ -58,8 +60,8 @@ def search_price(scores: jax.Array, costs: jax.Array, budget: jax.Array | float)
     """The smallest price at which images cost at most `budget` on average.
 
     Args:
-        scores: float32 [N, R] of the images to meet the budget on. No labels: nothing is fitted.
-        costs: float32 [R], multiply-adds.
+        scores: float32 [N, O] of the images to meet the budget on. No labels: nothing is fitted.
+        costs: float32 [O], multiply-adds.
         budget: mean multiply-adds of an image.
 
     Returns:
@@ -69,7 +71,7 @@ def search_price(scores: jax.Array, costs: jax.Array, budget: jax.Array | float)
     def mean_cost(price: jax.Array) -> jax.Array:
         return jnp.mean(costs[choose(charge(scores, costs, price))])
 
-    # Beyond this every image goes to the cheapest (or dearest) resolution.
+    # Beyond this every image goes to the cheapest (or dearest) option.
     gaps = jnp.diff(jnp.sort(costs)) / jnp.max(costs)
     gap = jnp.min(jnp.where(gaps > 0, gaps, 1), initial=1)
     bound = (jnp.max(scores) - jnp.min(scores) + 1) / gap
@@ -96,7 +98,7 @@ def find_price(scores: np.ndarray, costs: np.ndarray, budget: float) -> float:
 
 
 def relax(scores: jax.Array, temperature: float) -> jax.Array:
-    """The soft choice [B, R] whose gradient stands in for that of the hard one (Eq. 11).
+    """The soft choice [B, O] whose gradient stands in for that of the hard one (Eq. 11).
 
     The straight-through trick needs no more than this: the forward pass runs the hard choice, and
     d(loss)/d(choice) is pulled back through `relax` to the predictor.
@@ -110,33 +112,47 @@ def shuffled(choice: np.ndarray, seed: int) -> np.ndarray:
 
 
 def entropy(mix: np.ndarray) -> float:
-    """Entropy in nats of shares [R]: 0 where all are alike, ln R where they are even."""
+    """Entropy in nats of shares [O]: 0 where all are alike, ln O where they are even."""
     some = mix[mix > 0]
     return float(-(some * np.log(some)).sum()) + 0.0  # not -0.0
 
 
+DONE = -1  # in place of an option: none is needed any more
+
+
+def probability(log_p: np.ndarray) -> np.ndarray:
+    """The best class's probability, float64 [N], of log-probabilities [N, C]."""
+    return np.exp(log_p.max(axis=1).astype(float))
+
+
+def margin(log_p: np.ndarray) -> np.ndarray:
+    """By how much the best class is more probable than the second, float64 [N], of [N, C]."""
+    best = np.exp(np.partition(log_p, -2, axis=1)[:, -2:].astype(float))
+    return best[:, 1] - best[:, 0]
+
+
+# How sure an answer is, by the name of the rule.
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "margin": margin, "probability": probability,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """Classify small first, and again larger where the first answer is not sure."""
+    """Answer cheaply first, and again by the next option where the answer leaves doubt."""
 
-    low: int  # resolution index of the first pass
-    high: int  # of the second
-    fused: bool  # whether the answer is that of both passes together, or of the second alone
-    threshold: float = -np.inf  # an image whose `confidence` is at least this is done
+    options: tuple[int, ...]  # in the order in which they are tried, two at least
+    rule: str  # of RULES
+    threshold: float = np.inf  # an answer that is at least so sure is the last
 
-    def name(self, resolutions: Sequence[int]) -> str:
-        """Such as "32>64 fused"."""
-        fused = " fused" if self.fused else ""
-        return f"{resolutions[self.low]}>{resolutions[self.high]}{fused}"
+    def name(self, options: Sequence[str]) -> str:
+        """Such as "predictor>32>64 by margin", of the names of all options [O]."""
+        return f"{'>'.join(options[each] for each in self.options)} by {self.rule}"
 
+    def doubts(self, log_p: np.ndarray) -> np.ndarray:
+        """Which answers, log-probabilities [N, C], are not sure enough, bool [N]."""
+        return RULES[self.rule](log_p) < self.threshold
 
-def confidence(log_p: np.ndarray) -> np.ndarray:
-    """The logarithm of the best class's probability, float64 [N], of log-probabilities [N, C]."""
-    return log_p.max(axis=1).astype(float)
-
-
-def fuse(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Two answers [N, C] as one: the mean of their log-probabilities, normalised again."""
-    mean = (first + second) / 2
-    mean -= mean.max(axis=1, keepdims=True)
-    return mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
+    def after(self, option: int) -> int:
+        """The option that is tried next; DONE after the last."""
+        return dict(itertools.pairwise(self.options)).get(option, DONE)

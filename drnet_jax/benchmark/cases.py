@@ -127,7 +127,9 @@ def training(
     yield contestant("dense", forced(True), sum(costs.classifier) + costs.predictor)
     bucketed, local = forced(False), size // mesh.size
     slots = bucketed.sizes.advance(bucketed.deal_out(choice.tobytes())[1].tolist(), local)
-    yield contestant("bucketed", bucketed, _mean_cost(costs, choice), 1 - local / sum(slots))
+    in_buckets = np.sum(choice < len(slots)) / mesh.size
+    padded = 1 - in_buckets / sum(slots) if sum(slots) else 0.0
+    yield contestant("bucketed", bucketed, _mean_cost(costs, choice), padded)
 
 
 def initial_state(step: Step, key: jax.Array) -> TrainState:
@@ -146,7 +148,7 @@ def initial_state(step: Step, key: jax.Array) -> TrainState:
 
 
 def _mean_cost(costs: Costs, choice: np.ndarray) -> float:
-    mix = np.bincount(choice, minlength=len(costs.resolutions)) / len(choice)
+    mix = np.bincount(choice, minlength=len(costs.options)) / len(choice)
     return costs.mean(mix.tolist(), with_predictor=True)
 
 
@@ -156,36 +158,40 @@ def inference(
 ) -> Iterator[Contestant]:
     """A plain classifier at the base size, routing through queues, and the predictor alone."""
     variables = jax.jit(drnet.init, out_shardings=replicated(mesh))(jax.random.key(seed))
-    size, resolutions = len(images), len(drnet.resolutions)
+    size = len(images)
     engine = Engine(drnet, costs, size, announce)
     engine.load(*variables)
     choice = deal(mix, STREAM * size, seed)
 
-    def put(queues: Queues, batch: jax.Array, decided: jax.Array, rows: np.ndarray) -> Any:
+    def put(
+        queues: Queues, batch: jax.Array, decided: jax.Array, own: jax.Array | None,
+        rows: np.ndarray,
+    ) -> Any:
         jax.block_until_ready(decided)  # at its price; the table decides
-        return queues.put(batch, choice[rows], rows)
+        return queues.put(batch, choice[rows], rows, own)
 
     def routed() -> dict[str, np.ndarray]:
         queues, done, waiting = Queues(engine), [], []
         for rows in np.split(np.arange(len(choice)), STREAM):
             batch = engine.upload(images)
-            waiting.append((batch, engine.choose(batch, 0.0), rows))
+            waiting.append((batch, *engine.choose(batch, 0.0), rows))
             if len(waiting) == IN_FLIGHT:
                 done += put(queues, *waiting.pop(0))
         for each in waiting:
             done += put(queues, *each)
         done += queues.drain()
         tickets = np.concatenate([answers.tickets for answers in done])
-        return {"chosen": np.bincount(choice[tickets], minlength=resolutions)}
+        return {"chosen": np.bincount(choice[tickets], minlength=drnet.options)}
 
-    full = -(-np.bincount(choice, minlength=resolutions) // size) * size
+    counts = np.bincount(choice, minlength=drnet.options)[: len(drnet.resolutions)]
+    full = -(-counts // size) * size
     for name, per_call, call, cost, padded in (
         ("static", size, lambda: engine.classify(0, engine.upload(images)),
          costs.classifier[0], 0.0),
-        ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0),
+        ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0)[0],
          costs.predictor, 0.0),
         ("routed", len(choice), routed, _mean_cost(costs, choice),
-         1 - len(choice) / int(full.sum())),
+         1 - counts.sum() / max(1, full.sum())),
     ):
         yield Contestant(name, per_call, call, "inference", cost, padded)
 

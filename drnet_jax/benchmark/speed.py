@@ -45,7 +45,7 @@ from drnet_jax.data.sources import open_source
 from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, environment
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
-from drnet_jax.formatting import by_resolution
+from drnet_jax.formatting import by_option
 from drnet_jax.train.step import Setup
 
 INPUT_BATCHES = 4  # of the input pipeline's turn; more than it reads ahead
@@ -59,7 +59,7 @@ def benchmark(
     Args:
         config: with `classifier.classes` set; training is timed at its `batch_size`, over all
             devices, and inference at its `evaluation.batch_size`.
-        mix: [R], the share of the images at each resolution; None is the same for all.
+        mix: [O], the share of the images of each option; None is the same for all.
         with_torch: whether to time PyTorch too.
         repeats: turns of each case.
 
@@ -73,7 +73,7 @@ def benchmark(
     """
     mesh, costs = data_mesh(), model_costs(config, config.classifier.classes)
     if mix is None:
-        mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
+        mix = [1 / len(costs.options)] * len(costs.options)
     costs.mean(mix, with_predictor=True)  # checks it
     for size in (config.batch_size, config.evaluation.batch_size):
         check_batch(size, mesh.size)
@@ -93,7 +93,7 @@ def benchmark(
     return {
         "environment": environment(mesh),
         "config": dataclasses.asdict(config),
-        "mix": by_resolution(costs.resolutions, mix),
+        "mix": by_option(costs.options, mix),
         "repeats": repeats,
         "cases": [_row(key, found) for key in found],
         "bucketed_over_dense": rates["training", "bucketed"] / rates["training", "dense"],
@@ -105,7 +105,7 @@ def _contestants(
     config: Config, costs: Costs, mesh: Mesh, mix: np.ndarray, with_torch: bool,
     announce: Callable[[Compilation], None],
 ) -> list[cases.Contestant]:
-    """All that is timed, on the same drawn images, whose choices are dealt out in the mix [R]."""
+    """All that is timed, on the same drawn images, whose choices are dealt out in the mix [O]."""
     batch = cases.draw(config, config.batch_size)
     images = cases.draw(config, config.evaluation.batch_size)["image"]
     # First, as it may refuse.

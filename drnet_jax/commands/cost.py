@@ -8,8 +8,9 @@ from absl import flags
 
 from drnet_jax.commands.shared import define_config, define_mix, with_classes
 from drnet_jax.config import Config
-from drnet_jax.cost import Layer, model_costs
-from drnet_jax.formatting import by_resolution, short, table
+from drnet_jax.cost import model_costs
+from drnet_jax.formatting import by_option, short, table
+from drnet_jax.products import Layer
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
@@ -82,7 +83,7 @@ def json_report(config: Config, mix: Sequence[float] | None) -> str:
         "uncounted": costs.uncounted,
         "parameters": dataclasses.asdict(costs.parameters) | {"total": costs.parameters.total},
         "mean": None if mix is None else {
-            "mix": by_resolution(costs.resolutions, mix),
+            "mix": by_option(costs.options, mix),
             "classifier": costs.mean(mix, False),
             "with_predictor": costs.mean(mix, True),
         },

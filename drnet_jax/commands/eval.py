@@ -65,7 +65,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         if override:
             check_compatible(model.meta, override, model.classes, where, CLASSIFIER + PREDICTOR)
             announce_ignored(model.meta.config, override)
-        if with_curve.value and len(model.resolutions) == 1:
+        if with_curve.value and len(model.costs.options) == 1:
             raise UserError("--curve: expected several config.resolutions, received one")
         wanted = model.budget if budget.value is None else budget.value * GIGA
         model.costs.check_budget(wanted)
@@ -94,18 +94,21 @@ def write(
 ) -> None:
     """Prints the tables and writes all files: figures first, and pictures last."""
     print(text_report(found.report))
+    drnet = model.engine.drnet
     (folder / "eval.json").write_text(json.dumps(found.report, indent=2) + "\n")
     write_predictions(
-        folder / "predictions.csv", found.table, found.routed, model.costs, source, model.classes
+        folder / "predictions.csv", found.table, found.routed, drnet, source, model.classes
     )
     write_confusion(folder / "confusion.csv", found.table, found.routed, model.classes)
     pictures: dict[str, Callable[[Path], None]] = {
         "routing.png": lambda path: draw_routing(
-            path, found.table, found.routed, found.sample, model.resolutions, model.classes
+            path, found.table, found.routed, found.sample, drnet, model.classes
         ),
     }
     if with_curve:
-        swept = curve.sweep(found.table, model.costs, model.config.seed)
+        swept = curve.sweep(
+            found.table, model.costs, model.config.seed, model.config.evaluation.rule
+        )
         curve.write(swept, folder)
         print("\n" + curve.text_of(swept))
         pictures["curve.png"] = lambda path: curve.draw(swept, path)

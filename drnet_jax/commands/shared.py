@@ -129,7 +129,8 @@ def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
     `Costs.mean` checks that they are shares.
     """
     holder = flags.DEFINE_list(
-        "mix", None, "Share of the images at each resolution, such as 0.2,0.3,0.5.",
+        "mix", None, "Share of the images of each option (the resolutions, and then the predictor "
+        "if it classifies), such as 0.2,0.3,0.5.",
         flag_values=values,
     )
 

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from drnet_jax import routing
+from drnet_jax.config import Config
 from drnet_jax.cost import Costs
 from drnet_jax.data.loader import Batch
 from drnet_jax.evaluation import intervals, policies, runs
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Sample, Table, tabulate
-from drnet_jax.formatting import by_resolution
+from drnet_jax.formatting import by_option
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.queues import route
 
@@ -31,59 +32,61 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, batches: Iterable[Batch], images: int, budget: float, seed: int,
-    speed_images: int,
+    engine: Engine, batches: Iterable[Batch], images: int, budget: float, config: Config
 ) -> Evaluation:
-    """The evaluation of a model: every fixed resolution, routed, random, oracle, a cascade.
+    """The evaluation of a model: every fixed option, routed, random, oracle, a cascade.
 
     One pass over the images makes a table, off which every policy is read. For images/s, and to
     check the table, the policies then really run on a sample of the images.
 
     The random router deals the routed choices out to other images, `RANDOM_DRAWS` times. The
     cascade is the best that costs what routing does, chosen by cross-fitting (see
-    `policies.cross_fit`). The predictor's cost is part of the routed cost alone: nothing else runs
-    it.
+    `policies.cross_fit`). Routing pays for the predictor on every image; of the others those that
+    run it do.
 
     Args:
         engine: of the model.
         batches: this host's share of the images, each once.
         images: in that share.
         budget: mean multiply-adds that routing is to cost, the predictor's included; 0 for none.
-        seed: of the random router and of the bootstrap.
-        speed_images: how many images of all hosts are held in memory for images/s.
+        config: whose `evaluation` to follow; its seed is that of the random router and of the
+            bootstrap.
     """
-    costs = engine.costs
+    costs, seed = engine.costs, config.seed
     engine.warm_up()
-    sample = Sample(images, max(1, speed_images // jax.process_count()))
-    table = tabulate(engine, sample.watch(batches))
+    sample = Sample(images, max(1, config.evaluation.speed_images // jax.process_count()))
+    table = tabulate(engine, sample.watch(batches), mirror=True)
     held = sample.batches(engine.batch_size)
 
     price = policies.price_for(table.scores, costs, budget)
     routed = policies.routed(table, costs, price)
     draws = [routing.shuffled(routed.choice, seed + draw) for draw in range(RANDOM_DRAWS)]
-    random = policies.at_choice("random", table, costs, draws[0])
-    outcomes = [policies.fixed(table, costs, index) for index in range(len(costs.resolutions))]
-    outcomes += [random, policies.oracle(table, costs)]
+    random = policies.at_choice("random", table, draws[0], costs.passes)
+    alone = [policies.fixed(table, costs, option) for option in range(len(costs.options))]
+    outcomes = [*alone, random, policies.oracle(table, costs)]
     found = {each.name: runs.run(runs.given(engine, held, each.choice)) for each in outcomes}
     found["routed"] = runs.run(route(engine, held, price))
 
     rows = {each.name: _row(each, found[each.name], costs) for each in [*outcomes, routed]}
     rows["random"] |= _draws(table, draws)
-    order = [*(f"fixed {size}" for size in costs.resolutions), "routed", "random", "oracle"]
+    order = [*(each.name for each in alone), "routed", "random", "oracle"]
     spent = routed.mean_cost()
     missed = policies.missed(budget, spent)
     report = {
         "images": len(table.label),
         "batch_size": engine.batch_size,
         "resolutions": list(costs.resolutions),
+        "options": list(costs.options),
         "policies": [
-            *(rows[name] for name in order), *_cascade(engine, held, table, spent)
+            *(rows[name] for name in order),
+            *_cascade(engine, held, table, spent, config.evaluation.rule),
         ],
         "budget": {
             "target": budget, "price": price, "multiply_adds": spent,
             **({"missed": missed} if missed else {}),
         },
         "router": _router(table, routed, costs, seed),
+        "ceilings": _ceilings(table, costs, spent),
         "speed": {
             "images": len(found["routed"].index),
             "differing": runs.differing(found["routed"], table, routed),
@@ -91,8 +94,10 @@ def evaluate(
     }
     if table.needed_scale.any():
         scales = np.array(costs.resolutions) / costs.resolutions[0]
-        enough = scales[routed.choice] >= table.needed_scale - 1e-6
-        report["at_or_above_needed_scale"] = float(enough.mean())
+        # An answer of the predictor's own is right or wrong, but of no resolution's.
+        of_classifier = routed.choice < len(scales)
+        enough = scales[routed.choice[of_classifier]] >= table.needed_scale[of_classifier] - 1e-6
+        report["at_or_above_needed_scale"] = float(enough.mean()) if len(enough) else 1.0
     return Evaluation(report, table, routed, held)
 
 
@@ -102,7 +107,7 @@ def _row(outcome: Outcome, found: runs.PolicyRun, costs: Costs) -> dict[str, Any
         "top1": outcome.top(1),
         "top5": outcome.top(5),
         "multiply_adds": outcome.mean_cost(),
-        "mix": by_resolution(costs.resolutions, outcome.mix(len(costs.resolutions))),
+        "mix": by_option(costs.options, outcome.mix(len(costs.options))),
         "images_per_second": found.images_per_second,
     }
 
@@ -119,16 +124,16 @@ def _draws(table: Table, draws: list[np.ndarray]) -> dict[str, float]:
 
 
 def _cascade(
-    engine: Engine, held: runs.Batches, table: Table, budget: float
+    engine: Engine, held: runs.Batches, table: Table, budget: float, rule: str
 ) -> list[dict[str, Any]]:
-    """The row of the best cascade that costs at most `budget`; none with a single resolution.
+    """The row of the best cascade that costs at most `budget`; none with a single option.
 
-    Besides the usual it has "cascades", their names, and "confidence": below which probability of
-    the best class an image goes again, for the images of even index and for those of odd.
+    Besides the usual it has "cascades", their names, and "threshold", how sure an answer must be to
+    be the last: both for the images of even index and for those of odd.
     """
     costs = engine.costs
     found = [policies.with_threshold(each, table, costs, budget) for each in
-             policies.cascades(costs)]
+             policies.cascades(costs, rule)]
     found = [cascade for cascade in found if cascade]
     if not found:
         return []
@@ -140,8 +145,9 @@ def _cascade(
     return [row | {
         "name": "cascade",
         "cascades": outcome.name.replace("cascade ", ""),
-        # Where every image goes again the threshold is infinite, and JSON knows no infinity.
-        "confidence": [float(np.exp(min(cascade.threshold, 0))) for cascade in pair],
+        # Where all images go through all passes, or none goes on, the threshold is infinite, and
+        # JSON knows no infinity; sureness lies between 0 and 1.
+        "threshold": [float(np.clip(cascade.threshold, 0, 1)) for cascade in pair],
     }]
 
 
@@ -150,10 +156,27 @@ def _router(table: Table, routed: Outcome, costs: Costs, seed: int) -> dict[str,
 
     Returns:
         {"gains" (see `intervals.router_gains`), "entropy" (of the mix, in nats), "agreement" (see
-        `intervals.agreement`)}.
+        `intervals.agreement`), "foretold" (see `intervals.foretold`)}.
     """
     return {
         "gains": intervals.router_gains(table.right, routed.choice, routed.right, costs, seed),
-        "entropy": routing.entropy(routed.mix(len(costs.resolutions))),
+        "entropy": routing.entropy(routed.mix(len(costs.options))),
         "agreement": intervals.agreement(table.right, routed.choice, costs).tolist(),
+        "foretold": intervals.foretold(table, costs),
+    }
+
+
+def _ceilings(table: Table, costs: Costs, spent: float) -> dict[str, float]:
+    """Top-1 that knowledge no router has would reach, to tell what of it is luck.
+
+    Returns:
+        {"resolutions": of the oracle over the resolutions; "mirror": of an oracle over two passes
+        of the base, the image and its mirror image, which differ by luck alone; "foresight": of
+        `policies.foresight`, at the cost of routing}.
+    """
+    right = table.right[:, : len(costs.resolutions)]
+    return {
+        "resolutions": float(right.any(axis=1).mean()),
+        "mirror": float((right[:, 0] | (table.mirror_rank == 0)).mean()),
+        "foresight": policies.foresight(table, costs, spent).top(1),
     }

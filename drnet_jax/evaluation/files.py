@@ -9,11 +9,14 @@ import numpy as np
 
 from drnet_jax.cost import Costs
 from drnet_jax.data.sources import Source
+from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table
-from drnet_jax.formatting import by_resolution
+from drnet_jax.formatting import by_option
 
-COLUMNS = ("filename", "label", "prediction", "prob", "resolution", "multiply_adds")
+COLUMNS = (
+    "filename", "label", "prediction", "prob", "network", "resolution", "multiply_adds",
+)
 
 
 def predictions(table: Table, routed: Outcome) -> np.ndarray:
@@ -22,11 +25,11 @@ def predictions(table: Table, routed: Outcome) -> np.ndarray:
 
 
 def write_predictions(
-    path: Path, table: Table, routed: Outcome, costs: Costs, source: Source,
+    path: Path, table: Table, routed: Outcome, drnet: DRNet, source: Source,
     classes: Sequence[str],
 ) -> None:
     """Writes predictions.csv: a line an image, as it was routed (see docs/files.md)."""
-    probability = np.exp(table.confidence[np.arange(len(table.label)), routed.choice])
+    probability = table.probability[np.arange(len(table.label)), routed.choice]
     rows = zip(
         table.index.tolist(), table.label.tolist(), predictions(table, routed).tolist(),
         probability.tolist(), routed.choice.tolist(), routed.cost.tolist(), strict=True,
@@ -37,7 +40,7 @@ def write_predictions(
         for index, label, prediction, prob, choice, cost in rows:
             writer.writerow((
                 source.key(index), classes[label], classes[prediction], f"{prob:.6g}",
-                costs.resolutions[choice], round(cost),
+                *drnet.answering(choice), round(cost),
             ))
 
 
@@ -64,7 +67,7 @@ def by_class(
                 "images": int(own.sum()),
                 "top1": part.top(1),
                 "multiply_adds": part.mean_cost(),
-                "mix": by_resolution(costs.resolutions, part.mix(len(costs.resolutions))),
+                "mix": by_option(costs.options, part.mix(len(costs.options))),
             }
     return found
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from drnet_jax.cost import Costs
 from drnet_jax.evaluation.policies import Outcome, best_random_mix, oracle_choice
+from drnet_jax.evaluation.table import Table
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
@@ -52,22 +53,38 @@ def over_best_mix(
     """Each policy's top-1 less that of the best random mix of the same cost.
 
     Args:
-        right: bool [N, R], whether each resolution answers each image right.
+        right: bool [N, O], whether each option answers each image right.
         outcomes: what P policies make of the same images.
         costs: of the model.
         seed: of the bootstrap, over images: policies, prices and thresholds stay as they are.
 
     Returns:
-        {"value": [P], "interval": [[P], [P]]}, see `with_intervals`.
+        "options": over the mix of all options, the answering predictor among them; "resolutions":
+        over that of the resolutions alone; each {"value": [P], "interval": [[P], [P]]}, see
+        `with_intervals`.
     """
-    classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
+    options = right.shape[1]
 
     def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
-        fixed, top1, spent = np.split(means, [resolutions, resolutions + len(outcomes)], axis=-1)
-        return {"gain": top1 - best_random_mix(classifier, fixed[..., None, :], spent)}
+        fixed, top1, spent = np.split(means, [options, options + len(outcomes)], axis=-1)
+        return {
+            name: top1 - best_random_mix(passes, fixed[..., None, : len(passes)], spent)
+            for name, passes in mixes(costs).items()
+        }
 
     columns = [right, *(each.right for each in outcomes), *(each.cost for each in outcomes)]
-    return with_intervals(np.column_stack(columns).astype(float), statistics, seed)["gain"]
+    return with_intervals(np.column_stack(columns).astype(float), statistics, seed)
+
+
+def mixes(costs: Costs) -> dict[str, np.ndarray]:
+    """Of which options random mixes are made, each by the multiply-adds of their passes."""
+    return {"options": costs.passes, "resolutions": costs.passes[: len(costs.resolutions)]}
+
+
+def difference(one: Outcome, other: Outcome, seed: int) -> dict[str, Any]:
+    """The top-1 of a policy less that of another on the same images, see `with_intervals`."""
+    columns = (one.right.astype(float) - other.right)[:, None]
+    return with_intervals(columns, lambda means: {"top1": means[..., 0]}, seed)["top1"]
 
 
 def router_gains(
@@ -76,7 +93,7 @@ def router_gains(
     """What routing gains, with intervals over images (the price stays as it is).
 
     Args:
-        right: bool [N, R], whether each resolution answers each image right.
+        right: bool [N, O], whether each option answers each image right.
         choice: int [N], where the router sent it.
         routed_right: bool [N], whether it was answered right there.
         costs: of the model.
@@ -84,41 +101,63 @@ def router_gains(
 
     Returns:
         Numbers by name, see `with_intervals`: "top1"; "over_same_mix", top-1 less that of a random
-        mix of the same proportions; "over_best_mix", less that of the best random mix of the same
-        cost, where routing pays for the predictor and the mix does not (`best_random_mix`); and
-        "of_oracle", the latter as a share of what the oracle gains over the same mix (or over that
-        of its own cost where that is higher), 0 where that is nothing.
+        mix of the same proportions; "over_best_mix", less that of the best random mix of all
+        options at the same cost, where routing pays for the predictor and the mix only where that
+        answers (`best_random_mix`); "over_resolution_mix", so with the resolutions alone; and
+        "of_oracle", "over_best_mix" as a share of what the oracle gains over the same mix (or over
+        that of its own cost where that is higher), 0 where that is nothing.
     """
-    classifier, resolutions = np.array(costs.classifier, float), right.shape[1]
-    best = oracle_choice(right, classifier)
+    passes, options = costs.passes, right.shape[1]
+    best = oracle_choice(right, passes)
     columns = np.column_stack([
-        right, choice[:, None] == np.arange(resolutions), routed_right, right.any(axis=1),
-        classifier[best],
+        right, choice[:, None] == np.arange(options), routed_right, right.any(axis=1),
+        passes[best],
     ]).astype(float)
 
     def statistics(means: np.ndarray) -> dict[str, np.ndarray]:
-        fixed, mix = means[..., :resolutions], means[..., resolutions : 2 * resolutions]
-        top1, oracle, oracle_cost = np.moveaxis(means[..., 2 * resolutions :], -1, 0)
-        spent = mix @ classifier + costs.predictor
-        gain = top1 - best_random_mix(classifier, fixed, spent)
-        most = oracle - best_random_mix(classifier, fixed, np.maximum(spent, oracle_cost))
+        fixed, mix = means[..., :options], means[..., options : 2 * options]
+        top1, oracle, oracle_cost = np.moveaxis(means[..., 2 * options :], -1, 0)
+        spent = mix @ costs.routed
+        over = {
+            name: top1 - best_random_mix(of_mix, fixed[..., : len(of_mix)], spent)
+            for name, of_mix in mixes(costs).items()
+        }
+        gain = over["options"]
+        most = oracle - best_random_mix(passes, fixed, np.maximum(spent, oracle_cost))
         return {
             "top1": top1,
             "over_same_mix": top1 - (fixed * mix).sum(axis=-1),
             "over_best_mix": gain,
+            "over_resolution_mix": over["resolutions"],
             "of_oracle": np.where(most > 0, gain / np.where(most > 0, most, 1), 0.0),
         }
 
     return with_intervals(columns, statistics, seed)
 
 
-def agreement(right: np.ndarray, choice: np.ndarray, costs: Costs) -> np.ndarray:
-    """How many images whose cheapest right resolution is i (row) were sent to j (column).
+def foretold(table: Table, costs: Costs) -> float:
+    """How well the predictor foretells where the smallest resolution is in doubt.
 
-    int [R, R], of right [N, R] and choice [N]; images that no resolution gets right do not count.
+    The correlation, over images, of what it expects to lose there against the base with the doubt
+    that the pass itself turns out to leave (the negative of its margin). Below about 0.5 a cascade,
+    which makes the pass and looks, does better than to choose beforehand. 0 where either is the
+    same for all images.
+    """
+    smallest = len(costs.resolutions) - 1
+    loss = table.scores[:, 0] - table.scores[:, smallest]
+    doubt = -table.margin[:, smallest]
+    if loss.std() == 0 or doubt.std() == 0:
+        return 0.0
+    return float(np.corrcoef(loss, doubt)[0, 1])
+
+
+def agreement(right: np.ndarray, choice: np.ndarray, costs: Costs) -> np.ndarray:
+    """How many images whose cheapest right option is i (row) were sent to j (column).
+
+    int [O, O], of right [N, O] and choice [N]; images that no option gets right do not count.
     """
     some = right.any(axis=1)
-    cheapest = oracle_choice(right, np.array(costs.classifier, float))
+    cheapest = oracle_choice(right, costs.passes)
     return counts(cheapest[some], choice[some], (right.shape[1], right.shape[1]))
 
 

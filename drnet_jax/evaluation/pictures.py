@@ -1,4 +1,4 @@
-"""Pictures: which images go to which resolution."""
+"""Pictures: which images are answered by which option."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,40 +7,43 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from drnet_jax import ops
+from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation.files import predictions
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.runs import Batches
 from drnet_jax.evaluation.table import Table
 
-SHOWN = 8  # images a resolution
+SHOWN = 8  # images an option
 
 
 def draw_routing(
-    path: Path, table: Table, routed: Outcome, sample: Batches, resolutions: Sequence[int],
+    path: Path, table: Table, routed: Outcome, sample: Batches, drnet: DRNet,
     classes: Sequence[str],
 ) -> None:
-    """Draws some images of each resolution, at it, under the class predicted; wrong ones in red.
+    """Draws some images of each option, as it sees them, under the class predicted, red if wrong.
 
     Args:
         path: where to write the PNG.
         table: of all images.
         routed: where routing sent them.
         sample: the images in memory, of which some are drawn.
-        resolutions: [R].
+        drnet: of the options.
         classes: names, [C].
     """
-    figure = Figure(figsize=(1.3 * SHOWN, 1.6 * len(resolutions)), layout="constrained")
-    axes = figure.subplots(len(resolutions), SHOWN, squeeze=False)
+    figure = Figure(figsize=(1.3 * SHOWN, 1.6 * drnet.options), layout="constrained")
+    axes = figure.subplots(drnet.options, SHOWN, squeeze=False)
     predicted = predictions(table, routed)
     held = {number: image for images, index in sample
             for number, image in zip(index.tolist(), images, strict=True)}
     is_held = np.isin(table.index, list(held))
-    for row, resolution in enumerate(resolutions):
+    for row in range(drnet.options):
+        network, resolution = drnet.answering(row)
         share = np.mean(routed.choice == row)
         chosen = np.flatnonzero((routed.choice == row) & is_held)
         for axis in axes[row]:
             axis.set(xticks=[], yticks=[], frame_on=False)
-        axes[row, 0].set_ylabel(f"{resolution} px\n{100 * share:.0f} %")
+        name = f"{resolution} px" if network == "classifier" else network
+        axes[row, 0].set_ylabel(f"{name}\n{100 * share:.0f} %")
         # Evenly over the data set, which is often sorted by class.
         shown = chosen[np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen)), dtype=int)]
         for axis, at in zip(axes[row], shown, strict=False):

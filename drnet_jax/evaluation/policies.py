@@ -1,9 +1,10 @@
-"""Policies: ways to spend a budget on images, read off a table of what every resolution answers.
+"""Policies: ways to spend a budget on images, read off a table of what every option answers.
 
 Nothing is run here: what a policy makes of each image follows from the predictor's scores and the
-classifier's answers at every resolution. `evaluate` runs some of them for real.
+answers of all options. `evaluate` runs some of them for real.
 """
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ class Outcome:
     """What a policy makes of each of N images."""
 
     name: str
-    choice: np.ndarray  # int [N], index of the resolution whose answer counts (the last)
+    choice: np.ndarray  # int [N], index of the option whose answer counts (the last)
     rank: np.ndarray  # int [N], of the label in that answer: 0 is right
     cost: np.ndarray  # float64 [N], multiply-adds of all that is run for the image
 
@@ -39,36 +40,34 @@ class Outcome:
         """Multiply-adds of an image."""
         return float(self.cost.mean())
 
-    def mix(self, resolutions: int) -> np.ndarray:
-        """float64 [R]: the share of the images at each resolution."""
-        return np.bincount(self.choice, minlength=resolutions) / len(self.choice)
+    def mix(self, options: int) -> np.ndarray:
+        """float64 [O]: the share of the images that each option answers."""
+        return np.bincount(self.choice, minlength=options) / len(self.choice)
 
 
 def price_for(scores: np.ndarray, costs: Costs, budget: float) -> float:
     """The price at which routing costs at most `budget`, the predictor's included; 0 without one.
 
     Args:
-        scores: float32 [N, R] of the images to meet the budget on. No label is looked at.
+        scores: float32 [N, O] of the images to meet the budget on. No label is looked at.
         costs: of the model.
         budget: mean multiply-adds of an image; 0 if there is none.
     """
     if not budget:
         return 0.0
-    return routing.find_price(scores, costs.array, budget - costs.predictor)
+    return routing.find_price(scores, costs.charged, budget - costs.predictor)
 
 
 def prices(scores: np.ndarray, costs: Costs, points: int = 33) -> list[list[float]]:
     """Mean multiply-adds of routing, the predictor included, over its price: [points, 2].
 
-    Rising in cost, for budgets evenly from the cheapest resolution to the dearest.
+    Rising in cost, for budgets evenly from the cheapest option to the dearest.
     """
-    least, most = min(costs.classifier), max(costs.classifier)
-    found = {}
-    for budget in np.linspace(least, most, points):
+    charged, found = costs.charged, {}
+    for budget in np.linspace(charged.min(), charged.max(), points):
         # A hair more, as means are rounded: else the dearest mix of all is never reached.
-        price = routing.find_price(scores, costs.array, float(budget) * (1 + 1e-6))
-        choice = routing.choose_at(scores, costs.array, price)
-        found[float(np.array(costs.classifier, float)[choice].mean() + costs.predictor)] = price
+        price = routing.find_price(scores, charged, float(budget) * (1 + 1e-6))
+        found[float(costs.routed[routing.choose_at(scores, charged, price)].mean())] = price
     return [[cost, found[cost]] for cost in sorted(found)]
 
 
@@ -79,41 +78,55 @@ def missed(budget: float, cost: float) -> str:
     return (
         f"routing costs {cost / budget - 1:+.1%} of the {short(budget)} that were asked for, and "
         "no price comes closer from below: too many images have nearly the same scores, so that "
-        "they change their resolution together"
+        "they change their option together"
     )
 
 
-def at_choice(
-    name: str, table: Table, costs: Costs, choice: np.ndarray, with_predictor: bool = False
-) -> Outcome:
-    """Each image where a table of choices, int [N], sends it; the predictor's cost on request."""
-    spent = np.array(costs.classifier, float)[choice] + costs.predictor * with_predictor
-    return Outcome(name, choice, table.rank[np.arange(len(choice)), choice], spent)
+def at_choice(name: str, table: Table, choice: np.ndarray, spent: np.ndarray) -> Outcome:
+    """Each image answered by the option of a table of choices, int [N].
+
+    Args:
+        spent: float64 [O], multiply-adds of an image of each option: `Costs.routed` if the
+            predictor chooses, `Costs.passes` if that is known without it.
+    """
+    return Outcome(name, choice, table.rank[np.arange(len(choice)), choice], spent[choice])
 
 
-def fixed(table: Table, costs: Costs, index: int) -> Outcome:
-    """Every image at one resolution."""
-    everywhere = np.full(len(table.label), index)
-    return at_choice(f"fixed {costs.resolutions[index]}", table, costs, everywhere)
+def fixed(table: Table, costs: Costs, option: int) -> Outcome:
+    """Every image by one option, for the cost of its pass alone."""
+    everywhere = np.full(len(table.label), option)
+    return at_choice(f"fixed {costs.options[option]}", table, everywhere, costs.passes)
 
 
 def routed(table: Table, costs: Costs, price: float) -> Outcome:
     """Each image where the predictor sends it at a price."""
-    choice = routing.choose_at(table.scores, costs.array, price)
-    return at_choice("routed", table, costs, choice, with_predictor=True)
+    choice = routing.choose_at(table.scores, costs.charged, price)
+    return at_choice("routed", table, choice, costs.routed)
 
 
 def oracle(table: Table, costs: Costs) -> Outcome:
-    """Each image at the cheapest resolution that answers it right, labels being known."""
-    return at_choice("oracle", table, costs, oracle_choice(table.right, np.array(costs.classifier)))
+    """Each image by the cheapest option that answers it right, labels being known."""
+    choice = oracle_choice(table.right, costs.passes)
+    return at_choice("oracle", table, choice, costs.passes)
 
 
-def cascades(costs: Costs) -> list[Cascade]:
-    """Every pair of resolutions, each fused and not, without thresholds."""
+def foresight(table: Table, costs: Costs, budget: float) -> Outcome:
+    """Routing, for what it costs, by what no predictor can know, and no label tells.
+
+    The scores are what the base will think of each option's answer (`Table.trust`), so that an
+    image goes up only if the answers are going to differ.
+    """
+    scores = table.trust.astype(np.float32)
+    choice = routing.choose_at(scores, costs.charged, price_for(scores, costs, budget))
+    return at_choice("foresight", table, choice, costs.routed)
+
+
+def cascades(costs: Costs, rule: str) -> list[Cascade]:
+    """Every cascade, of any length, from cheaper options to dearer ones; without thresholds."""
+    order = [int(option) for option in np.argsort(costs.passes, kind="stable")]
     return [
-        Cascade(low, high, fused)
-        for high, low in itertools.combinations(range(len(costs.resolutions)), 2)
-        for fused in (False, True)
+        Cascade(options, rule)
+        for length in range(2, len(order) + 1) for options in itertools.combinations(order, length)
     ]
 
 
@@ -122,38 +135,44 @@ def with_threshold(
 ) -> Cascade | None:
     """The cascade that costs at most `target` on the images of a table, or None if it cannot.
 
-    As many of the least sure images as the target pays for get a second pass; the threshold lies
-    halfway between the last of these and the first of the others. No label is looked at.
+    The threshold is the same for all passes, and halfway between two values of sureness that
+    occur. No label is looked at.
     """
-    first, second = costs.classifier[cascade.low], costs.classifier[cascade.high]
-    if target < first:
+    if target < costs.passes[cascade.options[0]]:
         return None
-    sure = np.sort(table.confidence[:, cascade.low])
-    # A hair more, for targets that are sums of these very costs, rounded.
-    again = min(int(len(sure) * (target - first) / second + 1e-6), len(sure))
-    ends = np.concatenate([[-np.inf], sure, [np.inf]])[again : again + 2]
-    return dataclasses.replace(cascade, threshold=float(ends.mean()))
+    found = np.unique(table.sureness(cascade.rule)[:, cascade.options[:-1]])
+    between = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
+    # A hair more, for targets that are sums of these very costs, rounded. The cost rises with the
+    # threshold, and at the first one, below which nothing is, it is that of the first pass.
+    target = target * (1 + 1e-9)
+    number = bisect.bisect_right(
+        between, target, lo=1,
+        key=lambda threshold: cascaded(
+            table, costs, dataclasses.replace(cascade, threshold=threshold)
+        ).mean_cost(),
+    )
+    return dataclasses.replace(cascade, threshold=float(between[number - 1]))
 
 
 def cascaded(table: Table, costs: Costs, cascade: Cascade) -> Outcome:
     """Each image through a cascade; every pass is paid for."""
-    low, high = cascade.low, cascade.high
-    again = table.confidence[:, low] < cascade.threshold
-    second = table.fused_rank[:, low, high] if cascade.fused else table.rank[:, high]
-    return Outcome(
-        "cascade " + cascade.name(costs.resolutions),
-        np.where(again, high, low),
-        np.where(again, second, table.rank[:, low]),
-        costs.classifier[low] + again * float(costs.classifier[high]),
-    )
+    sureness, first = table.sureness(cascade.rule), cascade.options[0]
+    choice = np.full(len(table.label), first)
+    spent = np.full(len(choice), costs.passes[first])
+    for option, following in itertools.pairwise(cascade.options):
+        again = (choice == option) & (sureness[:, option] < cascade.threshold)
+        choice[again] = following
+        spent += again * costs.passes[following]
+    name = "cascade " + cascade.name(costs.options)
+    return Outcome(name, choice, table.rank[np.arange(len(choice)), choice], spent)
 
 
 def oracle_choice(right: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """The cheapest resolution at which each image is right, int [N]; if none is, the cheapest.
+    """The cheapest option that answers each image right, int [N]; if none does, the cheapest.
 
     Args:
-        right: bool [N, R].
-        costs: [R], multiply-adds.
+        right: bool [N, O].
+        costs: [O], multiply-adds.
     """
     cheapest = np.argmin(np.where(right, costs, np.inf), axis=1)
     return np.where(right.any(axis=1), cheapest, np.argmin(costs))
@@ -162,14 +181,14 @@ def oracle_choice(right: np.ndarray, costs: np.ndarray) -> np.ndarray:
 def best_random_mix(
     costs: np.ndarray, accuracy: np.ndarray, budget: np.ndarray | float
 ) -> np.ndarray:
-    """The accuracy of the best random mix of resolutions that costs at most a budget.
+    """The accuracy of the best random mix of options that costs at most a budget.
 
-    That is the upper concave envelope of the points (cost, accuracy) of the fixed resolutions,
-    level to the right of its highest point; a budget below the cheapest buys the cheapest.
+    That is the upper concave envelope of the points (cost, accuracy) of the fixed options, level to
+    the right of its highest point; a budget below the cheapest buys the cheapest.
 
     Args:
-        costs: [R], multiply-adds.
-        accuracy: [..., R] of the fixed resolutions.
+        costs: [O], multiply-adds of a pass of each.
+        accuracy: [..., O] of the fixed options.
         budget: [...], multiply-adds.
     """
     budget = np.maximum(budget, np.min(costs))

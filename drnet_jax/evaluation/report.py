@@ -8,18 +8,19 @@ from drnet_jax.formatting import interval, short, table
 def text_report(report: dict[str, Any]) -> str:
     """The report as tables and sentences."""
     base = report["policies"][0]["multiply_adds"]
-    sizes = "/".join(map(str, report["resolutions"]))
+    options = "/".join(report["options"])
     lines = [
         f"{report['images']} images, batch size {report['batch_size']}; cost is in multiply-adds "
-        "an image, the predictor's included where it runs (routed), and of all passes (cascade);\n"
+        "an image: the predictor's included where it runs, and of all passes of a cascade;\n"
         f"images/s are of {report['speed']['images']} images in memory",
         table([
-            ("", "top-1 %", "top-5 %", "cost", "of base", "images/s", f"% at {sizes}"),
+            ("", "top-1 %", "top-5 %", "cost", "of base", "images/s", f"% by {options}"),
             *(_row(policy, base) for policy in report["policies"]),
         ]),
         "",
         *_budget_lines(report["budget"]),
-        *_router_lines(report["router"], report["resolutions"]),
+        *_router_lines(report["router"], report["options"]),
+        *_ceiling_lines(report["ceilings"]),
         "",
         *_cascade_lines(report["policies"]),
         *_class_lines(report.get("classes", {})),
@@ -57,7 +58,7 @@ def _budget_lines(budget: dict[str, Any]) -> list[str]:
     return [line, *([f"warning: {budget['missed']}"] if "missed" in budget else [])]
 
 
-def _router_lines(router: dict[str, Any], resolutions: list[int]) -> list[str]:
+def _router_lines(router: dict[str, Any], options: list[str]) -> list[str]:
     def gain(name: str, form: str) -> str:
         found = router["gains"][name]
         return interval(found["value"], *found["interval"], form)
@@ -68,15 +69,27 @@ def _router_lines(router: dict[str, Any], resolutions: list[int]) -> list[str]:
             ("top-1 %", gain("top1", ".2f")),
             ("points over a random mix of the same proportions", gain("over_same_mix", "+.2f")),
             ("points over the best random mix of the same cost", gain("over_best_mix", "+.2f")),
+            ("the same, of resolutions alone", gain("over_resolution_mix", "+.2f")),
             ("% of what the oracle gains over such a mix", gain("of_oracle", ".1f")),
             ("entropy of the mix in nats", f"{router['entropy']:.3f}"),
+            ("how well it foretells doubt (correlation)", f"{router['foretold']:.2f}"),
         ]),
         "",
         table([
-            ("images by smallest right resolution", *(f"sent to {size}" for size in resolutions)),
-            *((f"{size} px", *map(str, row))
-              for size, row in zip(resolutions, router["agreement"], strict=True)),
+            ("images by cheapest right option", *(f"sent to {name}" for name in options)),
+            *((name, *map(str, row))
+              for name, row in zip(options, router["agreement"], strict=True)),
         ]),
+        "",
+    ]
+
+
+def _ceiling_lines(ceilings: dict[str, float]) -> list[str]:
+    return [
+        f"out of reach: {100 * ceilings['foresight']:.2f} % at the cost of routing, if the "
+        "predictor knew beforehand what the base would think of each answer; "
+        f"{100 * ceilings['resolutions']:.2f} % for an oracle over the resolutions, of which much "
+        f"is luck ({100 * ceilings['mirror']:.2f} % for one over an image and its mirror image)"
     ]
 
 

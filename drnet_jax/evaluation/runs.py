@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table, from_all_hosts
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import Answers, CascadeQueues, Queues
+from drnet_jax.inference.queues import Answers, Queues, cascade
 from drnet_jax.routing import Cascade
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]  # (images uint8 [N, H, W, 3], index int [N])
@@ -24,7 +24,7 @@ class PolicyRun:
     """What became of the images of a run, over all hosts, by their index in the data set."""
 
     index: np.ndarray  # int64 [N]
-    choice: np.ndarray  # int64 [N], index of the resolution that answered
+    choice: np.ndarray  # int64 [N], index of the option that answered
     answer: np.ndarray  # int64 [N], the most probable class
     images_per_second: float  # of all hosts together; 0 if there were no images
 
@@ -38,7 +38,7 @@ def run(answers: Iterator[Answers]) -> PolicyRun:
     columns = {
         "index": np.concatenate([none, *(each.tickets for each in found)]),
         "choice": np.concatenate(
-            [none, *(np.full(len(each.tickets), each.resolution) for each in found)]
+            [none, *(np.full(len(each.tickets), each.option) for each in found)]
         ),
         "answer": np.concatenate([none, *(each.log_p.argmax(axis=1) for each in found)]),
     }
@@ -50,10 +50,12 @@ def run(answers: Iterator[Answers]) -> PolicyRun:
 
 
 def given(engine: Engine, batches: Batches, choice: np.ndarray) -> Iterator[Answers]:
-    """Each image where a table, int [images of the data set], sends it."""
-    queues = Queues(engine)
+    """Each image by the option that a table, int [images of the data set], gives it."""
+    queues, predictor = Queues(engine), len(engine.drnet.resolutions)
     for images, index in batches:
-        yield from queues.put(engine.upload(images), choice[index], index)
+        batch, options = engine.upload(images), choice[index]
+        own = engine.predict(batch)[1] if (options == predictor).any() else None
+        yield from queues.put(batch, options, index, own)
     yield from queues.drain()
 
 
@@ -61,10 +63,7 @@ def cascaded(
     engine: Engine, batches: Batches, cascades: tuple[Cascade, Cascade]
 ) -> Iterator[Answers]:
     """Images of even index through the first cascade, those of odd through the second."""
-    queues = CascadeQueues(engine, cascades)
-    for images, index in batches:
-        yield from queues.put(engine.upload(images), index % 2, index)
-    yield from queues.drain()
+    return cascade(engine, batches, cascades, lambda index: index % 2)
 
 
 def differing(found: PolicyRun, table: Table, outcome: Outcome) -> int:

@@ -1,11 +1,10 @@
-"""Table: what the predictor and every resolution say of every image, from one pass over the data.
+"""Table: what every option says of every image, from one pass over the data.
 
 All policies are read off it (`policies`). Of an answer over C classes it keeps what they need, not
 the C log-probabilities: with a thousand classes those would be hundreds of MB.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -26,16 +25,24 @@ class Table:
     index: np.ndarray  # int64 [N]
     label: np.ndarray  # int64 [N]
     needed_scale: np.ndarray  # float64 [N], of the data set (see `data.sources`); 0 if unknown
-    scores: np.ndarray  # float32 [N, R], see `routing.SCORES`
-    answer: np.ndarray  # int32 [N, R], the class that each resolution finds most probable
-    rank: np.ndarray  # int32 [N, R], of the label in the answer of each resolution, 0 the best
-    confidence: np.ndarray  # float64 [N, R], see `routing.confidence`
-    fused_rank: np.ndarray  # int32 [N, R, R], of the label where resolutions i > j are fused
+    scores: np.ndarray  # float32 [N, O], see `routing.SCORES`
+    answer: np.ndarray  # int32 [N, O], the class that each option finds most probable
+    rank: np.ndarray  # int32 [N, O], of the label in the answer of each option, 0 the best
+    probability: np.ndarray  # float64 [N, O], of the answer, by the option itself
+    margin: np.ndarray  # float64 [N, O], see `routing.margin`
+    trust: np.ndarray  # float64 [N, O], probability of the answer by the base
+    # int32 [N], of the label in the base's answer to the mirror image; the base's own where that
+    # was not asked for.
+    mirror_rank: np.ndarray
 
     @property
     def right(self) -> np.ndarray:
-        """bool [N, R]: whether the best class of each resolution is the label."""
+        """bool [N, O]: whether the best class of each option is the label."""
         return self.rank == 0
+
+    def sureness(self, rule: str) -> np.ndarray:
+        """How sure each option is of its answer by a rule of `routing.RULES`, float64 [N, O]."""
+        return {"margin": self.margin, "probability": self.probability}[rule]
 
 
 def rank(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -47,27 +54,30 @@ def rank(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (~(log_p < own[:, None])).sum(axis=1) - 1
 
 
-def rows(scores: np.ndarray, log_p: list[np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
+def rows(
+    scores: np.ndarray, log_p: list[np.ndarray], mirrored: np.ndarray, batch: Batch
+) -> dict[str, np.ndarray]:
     """The columns of a Table for N images.
 
     Args:
-        scores: float32 [N, R].
-        log_p: float32 [N, C] of each resolution.
+        scores: float32 [N, O].
+        log_p: float32 [N, C] of each option, the base first.
+        mirrored: float32 [N, C], the base's of the mirror images.
         batch: "index", "label" and, where it is known, "needed_scale", each [N].
     """
-    label, resolutions = batch["label"], len(log_p)
-    fused = np.full((len(label), resolutions, resolutions), -1, np.int32)
-    for high, low in itertools.combinations(range(resolutions), 2):
-        fused[:, low, high] = rank(routing.fuse(log_p[low], log_p[high]), label)
+    label, every = batch["label"], np.arange(len(batch["label"]))
+    answer = np.stack([each.argmax(axis=1) for each in log_p], axis=1).astype(np.int32)
     return {
         "index": batch["index"].astype(np.int64),
         "label": label.astype(np.int64),
         "needed_scale": batch.get("needed_scale", np.zeros(len(label))).astype(float),
         "scores": scores,
-        "answer": np.stack([each.argmax(axis=1) for each in log_p], axis=1).astype(np.int32),
+        "answer": answer,
         "rank": np.stack([rank(each, label) for each in log_p], axis=1).astype(np.int32),
-        "confidence": np.stack([routing.confidence(each) for each in log_p], axis=1),
-        "fused_rank": fused,
+        "probability": np.stack([routing.probability(each) for each in log_p], axis=1),
+        "margin": np.stack([routing.margin(each) for each in log_p], axis=1),
+        "trust": np.exp(log_p[0][every[:, None], answer].astype(float)),
+        "mirror_rank": rank(mirrored, label).astype(np.int32),
     }
 
 
@@ -83,39 +93,56 @@ def host_batches(engine: Engine, source: Source, data: Data, square: int) -> Ite
     )
 
 
-def tabulate(engine: Engine, batches: Iterable[Batch]) -> Table:
-    """Every image at every resolution: this host's share of them run here, and all gathered."""
+def tabulate(engine: Engine, batches: Iterable[Batch], mirror: bool = False) -> Table:
+    """Every image by every option: this host's share of them run here, and all gathered.
+
+    `mirror`: whether the base also sees the mirror images.
+    """
     found, running = [], None
     # One batch behind, so that the devices work while the host reads answers and decodes.
     for batch in map(real_rows, batches):
-        launched = batch, *_everything(engine, engine.upload(batch["image"]))
+        launched = batch, *_everything(engine, batch["image"], mirror)
         if running is not None:
             found.append(_read(*running))
         running = launched
     # A host without images has columns of the same shapes.
-    found.append(_read(*running or (_no_rows(), *_everything(engine, engine.empty()))))
+    found.append(_read(*running or _nothing(engine)))
     columns = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     return Table(**from_all_hosts(columns))
 
 
-def _everything(engine: Engine, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-    """Scores [B, R], and log-probabilities [B, C] at each resolution; not waited for."""
-    resolutions = range(len(engine.drnet.resolutions))
-    return engine.score(images), [engine.classify(index, images) for index in resolutions]
+def _everything(
+    engine: Engine, images: np.ndarray, mirror: bool
+) -> tuple[jax.Array, list[jax.Array], jax.Array]:
+    """Scores [B, O], log-probabilities [B, C] of each option, and the base's of the mirror images
+    (or else of the images themselves); not waited for.
+    """
+    batch = engine.upload(images)
+    scores, own = engine.predict(batch)
+    log_p = [engine.classify(index, batch) for index in range(len(engine.drnet.resolutions))]
+    mirrored = engine.classify(0, engine.upload(images[:, :, ::-1])) if mirror else log_p[0]
+    return scores, log_p if own is None else [*log_p, own], mirrored
 
 
-def _read(batch: Batch, scores: jax.Array, log_p: list[jax.Array]) -> dict[str, np.ndarray]:
+def _read(
+    batch: Batch, scores: jax.Array, log_p: list[jax.Array], mirrored: jax.Array
+) -> dict[str, np.ndarray]:
     count = len(batch["label"])
-    return rows(np.asarray(scores)[:count], [np.asarray(each)[:count] for each in log_p], batch)
+    scores, mirrored, *log_p = (np.asarray(each)[:count] for each in (scores, mirrored, *log_p))
+    return rows(scores, log_p, mirrored, batch)
+
+
+def _nothing(engine: Engine) -> tuple[Batch, jax.Array, list[jax.Array], jax.Array]:
+    """What `_read` takes, of no images."""
+    base = engine.drnet.resolutions[0]
+    images = np.zeros((0, base, base, 3), np.uint8)
+    none = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int64)}
+    return none, *_everything(engine, images, mirror=False)
 
 
 def real_rows(batch: Batch) -> Batch:
     """A batch without its padding."""
     return {name: values[batch["mask"]] for name, values in batch.items()}
-
-
-def _no_rows() -> Batch:
-    return {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int64)}
 
 
 def from_all_hosts(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

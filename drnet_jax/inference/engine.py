@@ -1,10 +1,11 @@
 """Engine: the compiled networks of one host, for batches of one static size.
 
-An image is uploaded once; scores, the choice at a price and the gathering into buckets happen on
-the devices. Nothing here waits for them: what is returned is computed while the host goes on. Every
-host serves its own images on its own devices, without waiting for any other.
+An image is uploaded once; the predictor's answers, the choice at a price and the gathering into
+buckets happen on the devices. Nothing here waits for them: what is returned is computed while the
+host goes on. Every host serves its own images on its own devices, without waiting for any other.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -43,7 +44,7 @@ class Engine:
         self.mesh = data_mesh(jax.local_devices())
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self.programs = Programs(announce)
-        self._score = score_program(drnet, self.mesh, self.batch_size)
+        self._predict = predict_program(drnet, self.mesh, self.batch_size)
         self._choose = choose_program(drnet, self.mesh, self.batch_size)
         self._classify = [
             classify_program(drnet, self.mesh, index, self.batch_size)
@@ -65,7 +66,7 @@ class Engine:
         self._classifiers = [
             (only(params, key), only(batch_stats, key)) for key in self.drnet.norm_keys
         ]
-        self._costs = jax.device_put(self.costs.array, replicated(self.mesh))
+        self._costs = jax.device_put(self.costs.charged, replicated(self.mesh))
 
     def upload(self, images: np.ndarray) -> jax.Array:
         """A batch of images, uint8 [N, H, W, 3] at the base size, N at most the batch size."""
@@ -79,12 +80,15 @@ class Engine:
         base = self.drnet.resolutions[0]
         return self.upload(np.zeros((0, base, base, 3), np.uint8))
 
-    def score(self, batch: jax.Array) -> jax.Array:
-        """What the predictor says for each resolution (see `routing.SCORES`): float32 [B, R]."""
-        return self.programs.run(self._score, *self._predictor, batch)
+    def predict(self, batch: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """What the predictor says of each option (see `routing.SCORES`), float32 [B, O]; and the
+        log-probabilities of the classes, float32 [B, C], None of a predictor that knows none.
+        """
+        return self.programs.run(self._predict, *self._predictor, batch)
 
-    def choose(self, batch: jax.Array, price: float) -> jax.Array:
-        """Where the predictor sends images, without noise, at a price: int32 [B].
+    def choose(self, batch: jax.Array, price: float) -> tuple[jax.Array, jax.Array | None]:
+        """Where the predictor sends images, without noise, at a price: int32 [B]; and its own
+        log-probabilities of the classes, as of `predict`.
 
         The price is an argument of the program: no price is ever compiled in.
         """
@@ -110,7 +114,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compiles everything."""
         batch = self.empty()
-        self.score(batch)
+        self.predict(batch)
         self.choose(batch, 0.0)
         for index in range(len(self.drnet.resolutions)):
             self.classify(index, batch)
@@ -118,22 +122,28 @@ class Engine:
         self.append(self.empty(), batch, nowhere)
 
 
-def score_program(drnet: DRNet, mesh: Mesh, batch_size: int) -> Program:
-    """(params, batch_stats, images uint8 [B, H, W, 3]) -> the predictor's scores [B, R]."""
-    def score(params, batch_stats, images):
-        return drnet.scores(drnet.score(params, batch_stats, images)[0])
-
-    return Program.mapped(f"score x{batch_size}", mesh, score, (P(), P(), P(AXIS)), P(AXIS))
+def predict_program(drnet: DRNet, mesh: Mesh, batch_size: int) -> Program:
+    """(params, batch_stats, images uint8 [B, H, W, 3]) -> what `Engine.predict` returns."""
+    predict = functools.partial(_predict, drnet)
+    return Program.mapped(f"predict x{batch_size}", mesh, predict, (P(), P(), P(AXIS)), P(AXIS))
 
 
 def choose_program(drnet: DRNet, mesh: Mesh, batch_size: int) -> Program:
-    """(params, batch_stats, images, costs [R], price) -> choices int32 [B]."""
+    """(params, batch_stats, images, costs [O], price) -> what `Engine.choose` returns."""
     def choose(params, batch_stats, images, costs, price):
-        scores = drnet.scores(drnet.score(params, batch_stats, images)[0])
-        return routing.choose(routing.charge(scores, costs, price))
+        scores, log_p = _predict(drnet, params, batch_stats, images)
+        return routing.choose(routing.charge(scores, costs, price)), log_p
 
     specs = (P(), P(), P(AXIS), P(), P())
     return Program.mapped(f"choose x{batch_size}", mesh, choose, specs, P(AXIS))
+
+
+def _predict(
+    drnet: DRNet, params: Tree, batch_stats: Tree, images: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    prediction, _ = drnet.predict(params, batch_stats, images)
+    own = prediction.classes
+    return drnet.scores(prediction.options), None if own is None else jax.nn.log_softmax(own)
 
 
 def classify_program(drnet: DRNet, mesh: Mesh, index: int, batch_size: int) -> Program:

@@ -29,8 +29,9 @@ class Answer:
     image: Name  # the file, or else the image's position among those given
     label: str | None  # the most probable class; None with an `error`
     probability: float | None  # of that class
-    resolution: int | None  # at which the image was classified, in pixels
-    multiply_adds: int | None  # that were spent on it, the predictor's included
+    network: str | None  # that answered: "classifier" or "predictor"
+    resolution: int | None  # at which that saw the image, in pixels
+    multiply_adds: int | None  # that were spent on the image, the predictor's included
     error: str | None = None  # why the image could not be read
 
 
@@ -45,7 +46,7 @@ def predict(
         classes: names, [C].
         square: what images are squashed to before the base size is cropped, in pixels.
         images: any number.
-        price: at which resolutions are charged.
+        price: at which options are charged.
         skip_errors: whether an image that cannot be read becomes an Answer with an `error`.
 
     Raises:
@@ -62,7 +63,7 @@ def predict(
             if isinstance(image, UserError):
                 if not skip_errors:
                     raise image
-                ready[ticket] = Answer(name, None, None, None, None, str(image))
+                ready[ticket] = Answer(name, *[None] * 5, str(image))
                 continue
             names[ticket] = name
             rows.append(image)
@@ -105,12 +106,12 @@ def _answered(
     engine: Engine, classes: Sequence[str], names: dict[int, Name], answers: Answers
 ) -> dict[int, Answer]:
     """Answers by ticket; their names are taken out of `names`."""
-    costs, best = engine.costs, answers.log_p.argmax(axis=1)
-    probability = np.exp(answers.log_p.max(axis=1))
+    best, probability = answers.log_p.argmax(axis=1), np.exp(answers.log_p.max(axis=1))
+    network, resolution = engine.drnet.answering(answers.option)
+    multiply_adds = int(engine.costs.routed[answers.option])
     return {
         ticket: Answer(
-            names.pop(ticket), classes[label], share, costs.resolutions[answers.resolution],
-            costs.classifier[answers.resolution] + costs.predictor,
+            names.pop(ticket), classes[label], share, network, resolution, multiply_adds
         )
         for ticket, label, share in zip(
             answers.tickets.tolist(), best.tolist(), probability.tolist(), strict=True

@@ -1,49 +1,63 @@
 """Queues: an image waits for the bucket of its resolution, which runs when full.
 
-Nothing is simulated: an image is resized to, and classified at, its own resolution only. Queues
-fill across batches, so that buckets are full ones whatever the mix; what is left at the end is run
-padded. The images wait on the devices.
+Nothing is simulated: an image is resized to, and classified at, its own resolution only, and one
+that the predictor answers by itself meets no classifier. Queues fill across batches, so that
+buckets are full ones whatever the mix; what is left at the end is run padded. The images wait on
+the devices.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from drnet_jax import routing
 from drnet_jax.inference.engine import Engine
+from drnet_jax.routing import DONE, Cascade
 
 IN_FLIGHT = 2  # batches, and buckets, that are computed while the host prepares others
 
 
 class Answers(NamedTuple):
-    """Some images, known again by their tickets, and what a resolution says of them."""
+    """Some images, known again by their tickets, and what an option says of them."""
 
     tickets: np.ndarray  # int64 [N]
-    resolution: int  # index
+    option: int  # index
     log_p: np.ndarray  # float32 [N, C], log-probabilities of the classes
+
+
+Onward = Callable[[Answers], np.ndarray]  # of each, int [N], the option to go on to, or DONE
 
 
 class Queues:
     """One queue a resolution."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine, onward: Onward | None = None):
+        """`onward` says which images go on to another option; by default an answer is the last."""
         resolutions = len(engine.drnet.resolutions)
-        self._engine = engine
+        self._engine, self._onward = engine, onward
         self._images: list[jax.Array | None] = [None] * resolutions
         self._tickets: list[list[int]] = [[] for _ in range(resolutions)]
-        self._running: list[tuple[list[int], int, jax.Array]] = []  # buckets not yet answered
+        # Buckets not yet answered: (images, tickets, index, log-probabilities).
+        self._running: list[tuple[jax.Array, np.ndarray, int, jax.Array]] = []
 
-    def put(self, batch: jax.Array, choice: np.ndarray, tickets: np.ndarray) -> Iterator[Answers]:
-        """Queues the first N rows of a batch, by choice, int [N], under tickets, int [N].
+    def put(
+        self, batch: jax.Array, choice: np.ndarray, tickets: np.ndarray,
+        own: jax.Array | None = None,
+    ) -> Iterator[Answers]:
+        """Takes the first N rows of a batch, by choice, int [N], under tickets, int [N].
 
-        A choice below 0 queues nothing.
+        Args:
+            choice: options; DONE takes nothing.
+            own: log-probabilities of the predictor, float32 [B, C], where it is among the options.
 
         Yields what is answered by then; N may be less than the batch size, and 0.
         """
-        size = self._engine.batch_size
-        for index in np.unique(choice[choice >= 0]):
+        size, resolutions = self._engine.batch_size, len(self._images)
+        if (choice == resolutions).any():
+            log_p = np.asarray(own)[: len(choice)]
+            yield from self._settle(batch, choice, tickets, resolutions, log_p)
+        for index in np.unique(choice[(choice != DONE) & (choice < resolutions)]):
             rows = np.flatnonzero(choice == index)
             while len(rows):
                 waiting = self._tickets[index]
@@ -59,85 +73,78 @@ class Queues:
 
     def drain(self) -> Iterator[Answers]:
         """Yields all that is left, run in padded buckets."""
-        for index, waiting in enumerate(self._tickets):
-            if waiting:
-                yield from self._run(index)
-        while self._running:
-            yield self._answer()
+        while self._running or any(self._tickets):
+            for index, waiting in enumerate(self._tickets):
+                if waiting:
+                    yield from self._run(index)
+            while self._running:
+                yield from self._answer()
 
     def _run(self, index: int) -> Iterator[Answers]:
-        log_p = self._engine.classify(index, self._images[index])
-        self._running.append((self._tickets[index], index, log_p))
+        images, tickets = self._images[index], np.array(self._tickets[index])
+        self._running.append((images, tickets, index, self._engine.classify(index, images)))
         self._tickets[index] = []
+        if self._onward:  # some of these images may be needed again: no others are put over them
+            self._images[index] = None
         if len(self._running) > IN_FLIGHT:
-            yield self._answer()
+            yield from self._answer()
 
-    def _answer(self) -> Answers:
-        tickets, index, log_p = self._running.pop(0)
-        return Answers(np.array(tickets), index, np.asarray(log_p)[: len(tickets)])
+    def _answer(self) -> Iterator[Answers]:
+        images, tickets, index, log_p = self._running.pop(0)
+        here = np.full(len(tickets), index)
+        yield from self._settle(images, here, tickets, index, np.asarray(log_p)[: len(tickets)])
+
+    def _settle(
+        self, batch: jax.Array, choice: np.ndarray, tickets: np.ndarray, option: int,
+        log_p: np.ndarray,
+    ) -> Iterator[Answers]:
+        """Yields the answers [N] of an option to those that chose it, but for those that go on."""
+        here = choice == option
+        answers = Answers(tickets[here], option, log_p[here])
+        if not self._onward:
+            yield answers
+            return
+        onward = np.full(len(choice), DONE)
+        onward[here] = self._onward(answers)
+        last = onward[here] == DONE
+        if last.any():
+            yield Answers(answers.tickets[last], option, answers.log_p[last])
+        yield from self.put(batch, onward, tickets)
 
 
-class CascadeQueues:
-    """Every image is classified small as it comes, and queued for a larger pass if in doubt."""
+def cascade(
+    engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    cascades: Sequence[Cascade], which: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[Answers]:
+    """Sends images through cascades: every pass is run, the next only for who is in doubt.
 
-    def __init__(self, engine: Engine, cascades: Sequence[routing.Cascade]):
-        self._engine, self._queues = engine, Queues(engine)
-        self._low = np.array([cascade.low for cascade in cascades])
-        self._high = np.array([cascade.high for cascade in cascades])
-        self._fused = np.array([cascade.fused for cascade in cascades])
-        self._threshold = np.array([cascade.threshold for cascade in cascades])
-        # Batches in their first pass: (batch, which, tickets, log-probabilities by resolution).
-        self._running: list[tuple[jax.Array, np.ndarray, np.ndarray, dict[int, jax.Array]]] = []
-        # By ticket, of the images in the queues: which cascade, and the first pass's answer.
-        self._first: dict[int, tuple[int, np.ndarray]] = {}
+    Args:
+        batches: as of `route`.
+        which: tickets int [N] -> the number of each one's cascade, int [N].
 
-    def put(self, batch: jax.Array, which: np.ndarray, tickets: np.ndarray) -> Iterator[Answers]:
-        """Sends the first N rows of a batch through cascades number which, int [N].
+    Yields:
+        The last answer to each image, in the order in which buckets fill.
+    """
+    def onward(answers: Answers) -> np.ndarray:
+        following = np.array([each.after(answers.option) for each in cascades])
+        doubt = np.stack([each.doubts(answers.log_p) for each in cascades])
+        mine = which(answers.tickets)
+        return np.where(doubt[mine, np.arange(len(mine))], following[mine], DONE)
 
-        Yields what is answered by then.
-        """
-        first = {
-            int(index): self._engine.classify(index, batch) for index in set(self._low[which])
-        }
-        self._running.append((batch, which, tickets, first))
-        if len(self._running) == IN_FLIGHT:
-            yield from self._again()
-
-    def drain(self) -> Iterator[Answers]:
-        """Yields what is left."""
-        while self._running:
-            yield from self._again()
-        yield from map(self._merge, self._queues.drain())
-
-    def _again(self) -> Iterator[Answers]:
-        """Yields the sure answers of the oldest first pass, and queues its other images."""
-        batch, which, tickets, passes = self._running.pop(0)
-        choice = np.full(len(which), -1)  # no second pass
-        for index, log_p in passes.items():
-            rows = np.flatnonzero(self._low[which] == index)
-            first = np.asarray(log_p)[rows]
-            sure = routing.confidence(first) >= self._threshold[which[rows]]
-            yield Answers(tickets[rows[sure]], index, first[sure])
-            again = rows[~sure]
-            for row, log_p in zip(again, first[~sure], strict=True):
-                self._first[int(tickets[row])] = (which[row], log_p)
-            choice[again] = self._high[which[again]]
-        yield from map(self._merge, self._queues.put(batch, choice, tickets))
-
-    def _merge(self, answers: Answers) -> Answers:
-        which, first = zip(*map(self._first.pop, answers.tickets.tolist()), strict=True)
-        fused = self._fused[list(which)][:, None]
-        second = answers.log_p
-        return answers._replace(
-            log_p=np.where(fused, routing.fuse(np.stack(first), second), second)
-        )
+    queues, predictor = Queues(engine, onward), len(engine.drnet.resolutions)
+    first = np.array([each.options[0] for each in cascades])
+    for images, tickets in batches:
+        batch, choice = engine.upload(images), first[which(tickets)]
+        own = engine.predict(batch)[1] if (choice == predictor).any() else None
+        yield from queues.put(batch, choice, tickets, own)
+    yield from queues.drain()
 
 
 def route(
     engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]], price: float,
     lag: int | None = None,
 ) -> Iterator[Answers]:
-    """Routes and classifies images at a price.
+    """Routes and answers images at a price.
 
     Args:
         batches: (images uint8 [N, H, W, 3] at the base size, their tickets int [N]), N at most the
@@ -148,15 +155,15 @@ def route(
         Answers, in the order in which buckets fill.
     """
     queues = Queues(engine)
-    chosen: list[tuple[jax.Array, jax.Array, np.ndarray]] = []
+    chosen: list[tuple[jax.Array, jax.Array, jax.Array | None, np.ndarray]] = []
 
     def put() -> Iterator[Answers]:
-        batch, choice, tickets = chosen.pop(0)
-        yield from queues.put(batch, np.asarray(choice)[: len(tickets)], tickets)
+        batch, choice, own, tickets = chosen.pop(0)
+        yield from queues.put(batch, np.asarray(choice)[: len(tickets)], tickets, own)
 
     for number, (images, tickets) in enumerate(batches, 1):
         batch = engine.upload(images)
-        chosen.append((batch, engine.choose(batch, price), tickets))
+        chosen.append((batch, *engine.choose(batch, price), tickets))
         if len(chosen) == IN_FLIGHT:
             yield from put()
         if lag and number % lag == 0:

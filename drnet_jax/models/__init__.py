@@ -15,6 +15,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.models.check import call_factory, check_network, gist
 from drnet_jax.models.convnet import ConvNet
 from drnet_jax.models.norm import BatchNorm
+from drnet_jax.models.predictor import ClassifyingPredictor
 from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -44,14 +45,19 @@ def build_classifier(
 
 
 def build_predictor(
-    predictor: Predictor, resolutions: int, dtype: str, sizes: tuple[int, ...] = ()
+    predictor: Predictor, options: int, classes: int, dtype: str, sizes: tuple[int, ...] = ()
 ) -> nn.Module:
-    """The predictor: images [B, H, W, 3] -> float32 logits [B, R] (Eq. 1); as `build_classifier`.
+    """The predictor: images [B, H, W, 3] -> float32 logits [B, O] of the options (Eq. 1).
+
+    If `predictor.classifies` they are [B, C + O], see `ClassifyingPredictor`. The rest is as of
+    `build_classifier`.
 
     Args:
-        resolutions: R.
+        options: O.
     """
-    return _build(predictor, "predictor.name", resolutions, dtype, sizes, masked=False)
+    outputs = classes + options if predictor.classifies else options
+    network = _build(predictor, "predictor.name", outputs, dtype, sizes, masked=False)
+    return ClassifyingPredictor(network, classes, options) if predictor.classifies else network
 
 
 def _build(

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from drnet_jax import images
-from drnet_jax.cost import variable_shapes
 from drnet_jax.devices import AXIS, Program
 from drnet_jax.models.layers import Conv, conv_init
 from drnet_jax.models.norm import MOMENTS, BatchNorm
 from drnet_jax.models.resnet import Bottleneck, ResNet
+from drnet_jax.products import variable_shapes
 from drnet_jax.train import objectives
 from drnet_jax.train.device import local
 

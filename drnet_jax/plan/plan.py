@@ -28,7 +28,7 @@ from drnet_jax.data import transforms
 from drnet_jax.devices import check_batch, cores
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
-from drnet_jax.formatting import by_resolution
+from drnet_jax.formatting import by_option
 from drnet_jax.plan.programs import bytes_of, compiled, exchanged, state_of
 from drnet_jax.plan.target import Target
 from drnet_jax.train.objectives import make_objective
@@ -61,7 +61,7 @@ def plan(
     """
     costs = model_costs(config, config.classifier.classes)
     if mix is None:
-        mix = [1 / len(costs.resolutions)] * len(costs.resolutions)
+        mix = [1 / len(costs.options)] * len(costs.options)
     costs.mean(mix, with_predictor=True)  # checks it
     check_batch(config.batch_size, target.devices)
     make_objective(config, costs)  # checks the budget
@@ -77,7 +77,7 @@ def plan(
             "memory": target.chip and target.chip.memory,
         },
         "config": dataclasses.asdict(config),
-        "mix": by_resolution(costs.resolutions, mix),
+        "mix": by_option(costs.options, mix),
         **_counts(costs, states),
         "schedule": {
             stage: _schedule(config, target, costs, mix, utilisation, images, stage)
@@ -106,7 +106,8 @@ def _counts(costs: Costs, states: dict[str, TrainState]) -> dict[str, Any]:
         },
         "checkpoint_bytes": {stage: bytes_of(state) for stage, state in states.items()},
         "exchanged_bytes": {
-            stage: bytes_of(exchanged(state, stage)) for stage, state in states.items()
+            stage: bytes_of(exchanged(state, stage, costs.classifies))
+            for stage, state in states.items()
         },
     }
 
@@ -116,11 +117,12 @@ def _schedule(
     images: int | None, stage: str,
 ) -> dict[str, float | None]:
     """Multiply-adds of a training step, steps, and device-hours at the assumed utilisation."""
+    dense = config.router.gumbel.estimator == "dense"
     forward = sum(costs.classifier)
-    if stage == "finetune" and config.router.gumbel.estimator == "dense":
-        forward += costs.predictor
-    elif stage == "finetune":
+    if stage == "finetune" and not dense:
         forward = costs.mean(mix, with_predictor=True)
+    elif stage == "finetune" or costs.classifies:
+        forward += costs.predictor
     step = TRAINING_PASSES * forward * config.batch_size
     steps = None
     if images is not None:

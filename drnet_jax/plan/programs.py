@@ -21,7 +21,7 @@ from drnet_jax.inference.engine import (
     append_program,
     choose_program,
     classify_program,
-    score_program,
+    predict_program,
 )
 from drnet_jax.models.resnet import ResNet
 from drnet_jax.plan import flax_baseline
@@ -46,9 +46,9 @@ def bytes_of(tree: Tree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def exchanged(state: TrainState, stage: str) -> Tree:
+def exchanged(state: TrainState, stage: str, classifies: bool) -> Tree:
     """What a step's one all-reduce adds up: gradients and moments, of what the stage trains."""
-    trained = [*state.params] if stage == "finetune" else ["shared", "norms"]
+    trained = [*state.params] if stage == "finetune" or classifies else ["shared", "norms"]
     gradients = {name: state.params[name] for name in trained}
     moments = {name: state.batch_stats[name] for name in trained if name in state.batch_stats}
     return gradients, moments  # two sums a channel, as many as statistics
@@ -88,7 +88,8 @@ def compiled(
         if group == "inference":
             return bytes_of((states["finetune"].params, states["finetune"].batch_stats))
         of_row = bytes_of(batch_shapes(config, 1))
-        return bytes_of((states[group], exchanged(states[group], group))) + 2 * rows * of_row
+        summed = exchanged(states[group], group, drnet.classifies)
+        return bytes_of((states[group], summed)) + 2 * rows * of_row
 
     rows = [
         _row(target, config, group, found[program.name], resident(group, local))
@@ -131,8 +132,8 @@ def _inference(
     images = batch_shapes(config, size)["image"]
     params, stats = state.params, state.batch_stats
     predictor = {"predictor": params["predictor"]}, {"predictor": stats["predictor"]}
-    yield score_program(drnet, target.mesh, size), (*predictor, images)
-    costs = jax.ShapeDtypeStruct((len(drnet.resolutions),), np.float32)
+    yield predict_program(drnet, target.mesh, size), (*predictor, images)
+    costs = jax.ShapeDtypeStruct((drnet.options,), np.float32)
     price = jax.ShapeDtypeStruct((), np.float32)
     yield choose_program(drnet, target.mesh, size), (*predictor, images, costs, price)
     slots = jax.ShapeDtypeStruct((size,), np.int32)

@@ -48,7 +48,10 @@ class Sums(struct.PyTreeNode):
     choice_grad: jax.Array  # float32 [B, R], d(loss)/dh
     loss: jax.Array  # float32 [B], cross-entropy summed over the buckets a sample is in
     correct: jax.Array  # float32 [B, R], 1 where the label came out on top
-    teacher: jax.Array | None  # float32 [B, C], probabilities at the base; None: nobody learns them
+    # For those who learn from the base, None if nobody does: its probabilities, float32 [B, C], and
+    # of these that of each resolution's answer, float32 [B, R].
+    teacher: jax.Array | None
+    trust: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Bucket:
     size: int  # rows, padding included
     whole: bool = False  # whether it is known that no row is padding, so that nothing be masked
     # At resolutions other than the base, how much of the target is the base's answer to the same
-    # samples, which must have been run before, and not the label.
+    # samples, which must have been run before if the sums hold a teacher, and not the label.
     distillation: float = 0.0
 
 
@@ -93,11 +96,11 @@ def route(
     drnet: DRNet, objective: Objective, params: Tree, batch_stats: Tree, batch: Tree,
     noise: jax.Array, key: jax.Array,
 ) -> tuple[Plan, jax.Array]:
-    """Chooses a resolution for each sample (Eqs. 1, 2) and deals them out.
+    """Chooses an option for each sample (Eqs. 1, 2) and deals those of the classifier out.
 
     Args:
         batch: {"image": uint8 [B, H, W, 3], "label": int32 [B], ...}.
-        noise: Gumbel noise, float32 [B, R].
+        noise: Gumbel noise, float32 [B, O].
         key: the plan's, [1].
 
     Returns:
@@ -105,10 +108,10 @@ def route(
         everywhere: padded sizes follow from it, and every host must launch the same programs.
     """
     resolutions = len(drnet.resolutions)
-    logits, _ = drnet.score(
+    prediction, _ = drnet.predict(
         params, batch_stats, batch["image"], True, jax.random.fold_in(key[0], resolutions)
     )
-    plan = plan_of(objective.choose(logits, noise), resolutions).replace(key=key)
+    plan = plan_of(objective.choose(prediction.options, noise), resolutions).replace(key=key)
     return plan, jax.lax.pmax(plan.counts[0], AXIS)
 
 
@@ -140,6 +143,7 @@ def start(
         loss=jnp.zeros(size),
         correct=jnp.zeros((size, resolutions)),
         teacher=jnp.zeros((size, logits.shape[-1])) if teach else None,
+        trust=jnp.zeros((size, resolutions)) if teach else None,
     )
 
 
@@ -181,9 +185,13 @@ def add_bucket(
         return buckets.scatter(values, order, real, batch_size)
 
     correct = back((jnp.argmax(logits, -1) == rows["label"]).astype(jnp.float32))
-    teacher = sums.teacher
-    if distillation and index == 0:
-        teacher = back(jax.nn.softmax(logits))
+    teacher, trust = sums.teacher, sums.trust
+    if teacher is not None:
+        if index == 0:
+            teacher = back(jax.nn.softmax(logits))
+        answer = back(jnp.argmax(logits, -1))
+        of_answer = jnp.take_along_axis(teacher, answer[:, None], axis=1)[:, 0]
+        trust = trust.at[:, index].set(of_answer)
     return Sums(
         grads=_add(sums.grads, grads),
         moments=_add_moments(sums.moments, drnet.norm_keys[index], moments),
@@ -191,6 +199,7 @@ def add_bucket(
         loss=sums.loss + back(losses),
         correct=sums.correct.at[:, index].add(correct),
         teacher=teacher,
+        trust=trust,
     )
 
 
@@ -233,6 +242,7 @@ def add_dense(
         loss=sums.loss + losses,
         correct=sums.correct + hard * (jnp.argmax(logits, -1) == batch["label"][:, None]),
         teacher=None,
+        trust=None,
     )
 
 

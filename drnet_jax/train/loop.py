@@ -69,7 +69,7 @@ def _compile_all(run: Run, step: Step) -> None:
 
 
 def _run_stage(run: Run, stage: str, step: Step, previous: TrainState | None) -> TrainState:
-    """Runs a stage to its end: from a checkpoint, or else with the classifier of `previous`."""
+    """Runs a stage to its end: from a checkpoint, or else with what `previous` has learnt."""
     config = run.config
     batches = train_batches(
         run.source, config.data, size=config.resolutions[0],
@@ -99,13 +99,15 @@ def _restored(run: Run, step: Step) -> TrainState:
 
 
 def _fresh(run: Run, step: Step, previous: TrainState | None) -> TrainState:
-    """The state that a stage begins with: fresh, but for the classifier of the stage before."""
+    """The state that a stage begins with: fresh, but for what the stage before has trained."""
     create = functools.partial(create_state, run.drnet, step.optimizer)
     # Created under its sharding: moved there later, the step would compile twice.
     state = jax.jit(create, out_shardings=replicated(run.mesh))(jax.random.key(run.config.seed))
     if previous is None:
         run.telemetry.say(parameter_overview.get_parameter_overview(state.params))
         return state
+    if run.drnet.classifies:
+        return state.replace(params=previous.params, batch_stats=previous.batch_stats)
     return state.replace(
         params=previous.params | {"predictor": state.params["predictor"]},
         batch_stats=previous.batch_stats | {"predictor": state.batch_stats["predictor"]},

@@ -14,16 +14,18 @@ from drnet_jax import routing
 from drnet_jax.config import GIGA, Config
 from drnet_jax.cost import Costs
 from drnet_jax.devices import AXIS
+from drnet_jax.drnet import Prediction
 
 
 class Feedback(NamedTuple):
     """What the predictor can learn from: how a device's samples were sent, and what came of it."""
 
-    noise: jax.Array  # float32 [B, R], that `choose` was given
+    label: jax.Array  # int32 [B]
+    noise: jax.Array  # float32 [B, O], that `choose` was given
     choice: jax.Array  # int32 [B], that it returned
-    cross_entropy: jax.Array  # float32 [B], of the classifier at the chosen resolutions
+    cross_entropy: jax.Array  # float32 [B], of the classifier where it answered, else 0
     choice_grad: jax.Array  # float32 [B, R], derivative of the mean cross-entropy with respect to h
-    mix: jax.Array  # float32 [R], shares of the global batch
+    mix: jax.Array  # float32 [O], shares of the global batch
     count: jax.Array  # scalar, size of the global batch
 
 
@@ -41,11 +43,13 @@ class GumbelObjective:
         return routing.choice_scores(logits)
 
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
-        """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R] (Eq. 9)."""
+        """Choices int32 [B] from the options' logits and Gumbel noise, both [B, R] (Eq. 9)."""
         return routing.choose(self.scores(logits) + noise)
 
-    def loss(self, logits: jax.Array, feedback: Feedback) -> tuple[jax.Array, jax.Array]:
-        """The predictor's loss over this device's samples, from its logits, float32 [B, R].
+    def loss(
+        self, prediction: Prediction, feedback: Feedback
+    ) -> tuple[jax.Array, jax.Array]:
+        """The predictor's loss over this device's samples.
 
         Returns:
             A scalar whose gradient is that of Eq. 8, and the sum that the `router_loss` metric is a
@@ -58,49 +62,61 @@ class GumbelObjective:
             return self.eta * cost_regulariser(mean, costs, self.alpha)
 
         value, mix_grad = jax.value_and_grad(penalty)(feedback.mix)
-        soft = routing.relax(self.scores(logits) + feedback.noise, self.temperature)
+        scores = self.scores(prediction.options)
+        soft = routing.relax(scores + feedback.noise, self.temperature)
         grad = feedback.choice_grad + mix_grad / feedback.count
-        return jnp.sum(soft * grad), value * logits.shape[0]
+        return jnp.sum(soft * grad), value * scores.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class OutcomeObjective:
-    """The predictor estimates, for each resolution, the probability of a right answer.
+    """The predictor estimates, for each option, the probability of a right answer.
 
-    It learns from what became of each sample at the one resolution that it was sent to, by
-    cross-entropy against the probability that the classifier gave the label. Who goes where follows
-    from the estimates and a price that is set in every step so that the batch costs the target: the
-    budget holds from the first step to the last, whatever the predictor believes, and no weight of
-    a regulariser needs tuning. Noise on the estimates lets every resolution be tried.
+    It learns from what became of each sample at the one option that it was sent to, by
+    cross-entropy against the probability that the answering network gave the label; one that knows
+    the classes learns these besides, and in stage 1 the options from all resolutions (see
+    `pretrain_loss`). Who goes where follows from the estimates and a price that is set in every
+    step so that the batch costs the target: the budget holds from the first step to the last,
+    whatever the predictor believes, and no weight of a regulariser needs tuning. Noise on the
+    estimates lets every option be tried.
     """
 
-    costs: tuple[int, ...]  # multiply-adds of the classifier at each resolution, [R]
-    target: float  # mean multiply-adds of an image at its resolution, predictor excluded
+    costs: tuple[int, ...]  # multiply-adds that each option adds to the predictor's, [O]
+    target: float  # mean multiply-adds of an image at its option, predictor excluded
     exploration: float  # scale of the Gumbel noise, in units of probability
 
     def scores(self, logits: jax.Array) -> jax.Array:
-        """Probabilities of a right answer at each resolution, [B, R], of predictor logits."""
+        """Probabilities of a right answer by each option, [B, O], of predictor logits."""
         return routing.outcome_scores(logits)
 
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
-        """Choices int32 [B] from the predictor's logits and Gumbel noise, both [B, R]."""
+        """Choices int32 [B] from the options' logits and Gumbel noise, both [B, O]."""
         costs = jnp.array(self.costs, jnp.float32)
         scores = self.scores(logits) + self.exploration * noise
         everyone = jax.lax.all_gather(scores, AXIS, tiled=True)
         price = routing.search_price(everyone, costs, self.target)
         return routing.choose(routing.charge(scores, costs, price))
 
-    def loss(self, logits: jax.Array, feedback: Feedback) -> tuple[jax.Array, jax.Array]:
-        """The predictor's loss over this device's samples, from its logits, float32 [B, R].
+    def loss(
+        self, prediction: Prediction, feedback: Feedback
+    ) -> tuple[jax.Array, jax.Array]:
+        """The predictor's loss over this device's samples.
 
         Returns:
             A scalar, this device's part of the mean over the global batch, and the sum that the
-            `router_loss` metric is a mean of.
+            `router_loss` metric is a mean of: the options' part.
         """
+        logits, own = prediction
+        answered = feedback.cross_entropy
+        classes = 0.0
+        if own is not None:
+            own = cross_entropy(own, feedback.label)
+            classes = jnp.sum(own)
+            by_predictor = feedback.choice == logits.shape[1] - 1
+            answered = jnp.where(by_predictor, jax.lax.stop_gradient(own), answered)
         chosen = jnp.take_along_axis(logits, feedback.choice[:, None], axis=1)[:, 0]
-        right = jnp.exp(-feedback.cross_entropy)
-        total = jnp.sum(binary_cross_entropy(chosen, right))
-        return total / feedback.count, jax.lax.stop_gradient(total)
+        options = jnp.sum(binary_cross_entropy(chosen, jnp.exp(-answered)))
+        return (options + classes) / feedback.count, jax.lax.stop_gradient(options)
 
 
 Objective = GumbelObjective | OutcomeObjective
@@ -119,7 +135,41 @@ def make_objective(config: Config, costs: Costs) -> Objective:
         return GumbelObjective(
             costs.classifier, gumbel.alpha * GIGA, gumbel.eta, gumbel.temperature
         )
-    return OutcomeObjective(costs.classifier, target - costs.predictor, router.outcome.exploration)
+    return OutcomeObjective(
+        (*costs.classifier, *[0] * costs.classifies), target - costs.predictor,
+        router.outcome.exploration,
+    )
+
+
+def pretrain_loss(
+    prediction: Prediction, label: jax.Array, teacher: jax.Array, trust: jax.Array,
+    distillation: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of a predictor that knows the classes in stage 1, summed over samples.
+
+    There every sample is run at every resolution, so that each option has a target without the
+    noise of right and wrong: the probability that the base gives to the option's answer. No label
+    is in it.
+
+    Args:
+        prediction: of B samples.
+        label: int32 [B].
+        teacher: float32 [B, C], probabilities at the base.
+        trust: float32 [B, R], of these that of each resolution's answer.
+        distillation: how much of the class head's target is the teacher, and not the label.
+
+    Returns:
+        Two sums over the samples, both scalars: the loss, and the options' part of it.
+    """
+    logits, own = prediction
+    of_own = jnp.take_along_axis(teacher, jnp.argmax(own, axis=1)[:, None], axis=1)
+    trust = jnp.concatenate([trust, of_own], axis=1)
+    options = jnp.sum(binary_cross_entropy(logits, trust))
+    classes = jnp.sum(
+        (1 - distillation) * cross_entropy(own, label)
+        + distillation * soft_cross_entropy(own, teacher)
+    )
+    return options + classes, options
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -133,7 +183,7 @@ def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array
 
 
 def binary_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
-    """Cross-entropy, float32 [B], of sigmoid(logits [B]) against probabilities [B]."""
+    """Cross-entropy of sigmoid(logits) against probabilities, float32, entry by entry."""
     return optax.sigmoid_binary_cross_entropy(logits, probabilities)
 
 

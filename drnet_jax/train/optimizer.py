@@ -25,8 +25,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD as PyTorch's: decay is added to the gradient, then momentum, then the rate.
 
-    In `pretrain` the predictor stands still; in `finetune` it learns at `optimizer.predictor_rate`
-    times the classifier's rate. Each of the two has its gradient clipped on its own.
+    The predictor learns at `optimizer.predictor_rate` times the classifier's rate; in `pretrain` it
+    stands still unless it knows the classes. Each of the two has its gradient clipped on its own.
     """
     schedule = learning_rate(config.stage(stage), steps_per_epoch, ahead)
 
@@ -40,10 +40,8 @@ def make_optimizer(
             optax.sgd(lambda step: share * schedule(step), config.optimizer.momentum),
         )
 
-    predictor = {
-        "pretrain": optax.set_to_zero(),
-        "finetune": sgd(config.optimizer.predictor_rate),
-    }[stage]
+    learns = stage == "finetune" or config.predictor.classifies
+    predictor = sgd(config.optimizer.predictor_rate) if learns else optax.set_to_zero()
     return optax.partition(
         {"classifier": sgd(1.0), "predictor": predictor},
         {"shared": "classifier", "norms": "classifier", "predictor": "predictor"},

@@ -23,7 +23,9 @@ CLASSIFIER = (
     "resolutions", "dtype", "classifier.name", "classifier.width",
     "classifier.resolution_aware_norm",
 )
-PREDICTOR = ("predictor.name", "predictor.width", "predictor.resolution")
+PREDICTOR = (
+    "predictor.name", "predictor.width", "predictor.resolution", "predictor.classifies",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,7 @@ def check_compatible(
 
 
 def starting_point(config: Config, classes: tuple[str, ...], mesh: Mesh) -> TrainState | None:
-    """A state that holds the classifier of another run's stage 1, if the config names one.
+    """A state that holds what another run's stage 1 has trained, if the config names one.
 
     Raises:
         UserError: if that run has none, or one of another network.
@@ -203,7 +205,8 @@ def starting_point(config: Config, classes: tuple[str, ...], mesh: Mesh) -> Trai
             f"config.finetune.init_from: expected the workdir of a run that has pretrained, "
             f"received {origin!r}, which holds no checkpoint of that stage"
         )
-    check_compatible(of_stage_1[-1], config, classes, origin, keys=CLASSIFIER)
+    trained = CLASSIFIER + PREDICTOR if config.predictor.classifies else CLASSIFIER
+    check_compatible(of_stage_1[-1], config, classes, origin, keys=trained)
     params, batch_stats = checkpoints.restore_model(of_stage_1[-1].step, mesh)
     checkpoints.close()
     return TrainState(None, params, batch_stats, None)

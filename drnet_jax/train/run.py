@@ -33,7 +33,7 @@ class Run(Setup):
     source: Source  # of the training images
     resumed: Meta | None  # the checkpoint that it goes on from
     spans: dict[str, Span]  # of the stages that it runs
-    origin: TrainState | None  # the classifier that stage 2 begins with, if not that of stage 1
+    origin: TrainState | None  # what stage 2 begins with, if not this run's stage 1
     checkpoints: Checkpoints
     telemetry: Telemetry
     validation: Validation

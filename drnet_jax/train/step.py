@@ -133,7 +133,7 @@ class PretrainStep(Step):
         )
         whole = [self.rows(batch)] * len(self.drnet.resolutions)
         sums = run_buckets(self, whole, state, batch, plan, sums)
-        return self.programs.run(self.update_program, state, sums)
+        return self.programs.run(self.update_program, state, batch, plan, sums)
 
     def bucket(self, index: int, size: int) -> Bucket:
         return Bucket(index, size, whole=True, distillation=self.distillation)
@@ -142,7 +142,8 @@ class PretrainStep(Step):
     def begin_program(self) -> Program:
         """(params, batch_stats, batch, key, step) -> (plan, sums): of everyone, and empty."""
         def begin(params, batch_stats, batch, key, step):
-            sums = device.start(self.drnet, params, batch_stats, batch, self.distillation > 0)
+            teach = self.distillation > 0 or self.drnet.classifies
+            sums = device.start(self.drnet, params, batch_stats, batch, teach)
             return device.everyone(self.drnet, batch, device.device_key(key, step)), sums
 
         specs = (EVERYWHERE, EVERYWHERE, SPLIT, EVERYWHERE, EVERYWHERE)
@@ -150,12 +151,13 @@ class PretrainStep(Step):
 
     @functools.cached_property
     def update_program(self) -> Program:
-        """(state, sums) -> (state, metrics)."""
-        def move(state, sums):
-            *gradients, metrics = update.pretrain_gradients(state, sums)
+        """(state, batch, plan, sums) -> (state, metrics)."""
+        def move(state, *rest):
+            of_step = self.drnet, self.distillation, state, *rest
+            *gradients, metrics = update.pretrain_gradients(*of_step)
             return update.apply_gradients(self.optimizer, state, *gradients), metrics
 
-        specs, out_specs = (EVERYWHERE, SPLIT), (EVERYWHERE, EVERYWHERE)
+        specs, out_specs = (EVERYWHERE, SPLIT, SPLIT, SPLIT), (EVERYWHERE, EVERYWHERE)
         return Program.mapped("update of stage 1", self.mesh, move, specs, out_specs, donate=(0,))
 
     def all_programs(
@@ -171,7 +173,7 @@ class PretrainStep(Step):
         for index in range(len(self.drnet.resolutions)):
             arguments = self.bucket_arguments(index, state, batch, plan, sums)
             yield self.bucket_program(index, self.rows(batch)), arguments
-        yield self.update_program, (state, sums)
+        yield self.update_program, (state, batch, plan, sums)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,7 @@ class FinetuneStep(Step):
     def with_noise(
         self, state: TrainState, batch: Tree, noise: jax.Array, key: jax.Array
     ) -> tuple[TrainState, Tree]:
-        """Runs one step with Gumbel noise, float32 [B, R], split like the batch.
+        """Runs one step with Gumbel noise, float32 [B, O], split like the batch.
 
         `key`, folded with the step's number, is for networks with dropout.
         """
@@ -240,7 +242,7 @@ class FinetuneStep(Step):
     def _noise_program(self, size: int) -> Program:
         def draw(key, step):
             # For the global batch: the choices do not depend on the number of devices.
-            shape = size, len(self.drnet.resolutions)
+            shape = size, self.drnet.options
             noise = jax.random.gumbel(jax.random.fold_in(key, step), shape)
             return jax.lax.with_sharding_constraint(noise, split(self.mesh))
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from drnet_jax import routing
 from drnet_jax.cost import Costs
 from drnet_jax.devices import Compilation
-from drnet_jax.formatting import by_resolution
+from drnet_jax.formatting import by_option
 
 COLLAPSED = 0.99  # share of one resolution in a window from which on the router has collapsed
 HINT = (
@@ -223,15 +223,16 @@ class Window:
         if "chosen" in means:
             mix = means["chosen"]
             logged["accuracy"] = float(means["correct"].sum())
-            logged["mix"] = by_resolution(self._costs.resolutions, mix)
-            of_classifier = float(mix @ np.array(self._costs.classifier))
-            logged["multiply_adds"] = of_classifier + self._costs.predictor
+            logged["mix"] = by_option(self._costs.options, mix)
+            logged["multiply_adds"] = float(mix @ self._costs.routed)
             logged["entropy"] = routing.entropy(mix)
-            logged["router_loss"] = float(means["router_loss"])
             if "slots" in means:
-                logged["padding"] = float(1 - mix.sum() / means["slots"].sum())
+                in_buckets = mix[: len(self._costs.resolutions)].sum()
+                logged["padding"] = float(1 - in_buckets / means["slots"].sum())
         else:
-            logged["accuracy"] = by_resolution(self._costs.resolutions, means["correct"])
+            logged["accuracy"] = by_option(self._costs.options, means["correct"])
+        if "router_loss" in means:
+            logged["router_loss"] = float(means["router_loss"])
         logged["images_per_second"] = images / seconds
         logged["data_wait"] = self._data_wait / seconds
         logged["compile_wait"] = self._compile_wait / seconds

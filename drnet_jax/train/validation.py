@@ -11,15 +11,17 @@ from drnet_jax.data.sources import Source
 from drnet_jax.data.transforms import square_for
 from drnet_jax.devices import Compilation
 from drnet_jax.drnet import DRNet
-from drnet_jax.evaluation import policies
+from drnet_jax.evaluation import intervals, policies
 from drnet_jax.evaluation.table import host_batches, tabulate
-from drnet_jax.formatting import by_resolution
+from drnet_jax.formatting import by_option
 from drnet_jax.inference.engine import Engine
 from drnet_jax.train.state import TrainState
 
 
 class Validation:
-    """Validates as a stage trains: at every resolution, and in stage 2 routed at the budget."""
+    """Validates as a stage trains: by every option, and routed at the budget once the predictor is
+    trained.
+    """
 
     def __init__(
         self, config: Config, drnet: DRNet, costs: Costs, source: Source,
@@ -38,9 +40,12 @@ class Validation:
             self._engine, self._source, self._config.data, square_for(costs.resolutions[0])
         ))
         fixed = table.right.mean(axis=0)
-        at = {"top1_by_resolution": by_resolution(costs.resolutions, fixed)}
-        if stage == STAGES[0]:
-            return {"top1": float(np.mean(fixed))} | at
+        found = {"top1_by_option": by_option(costs.options, fixed)}
+        if stage == STAGES[0] and not costs.classifies:
+            self.prices = []
+            return {"top1": float(np.mean(fixed))} | found
+        if len(costs.options) > 1:
+            found["foretold"] = intervals.foretold(table, costs)
         budget = self._config.budget * GIGA
         price = policies.price_for(table.scores, costs, budget)
         routed = policies.routed(table, costs, price)
@@ -50,6 +55,6 @@ class Validation:
             "top1": routed.top(1),
             "multiply_adds": routed.mean_cost(),
             "price": price,
-            "mix": by_resolution(costs.resolutions, routed.mix(len(costs.resolutions))),
+            "mix": by_option(costs.options, routed.mix(len(costs.options))),
             **({"missed": missed} if missed else {}),
-        } | at
+        } | found
