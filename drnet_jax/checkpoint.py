@@ -52,12 +52,10 @@ class Meta:
     config: Config
     classes: tuple[str, ...]
     metrics: dict[str, Any]  # of the validation at this step; {} where there was none
-    # Steps until each size of each resolution's bucket is in use (see `drnet_jax.train.sizes`).
-    bucket_sizes: dict[str, dict[str, int]]
+    bucket_sizes: dict[str, dict[str, int]]  # steps until each is in use (see `train.sizes`)
     progress: Progress
     preprocessing: dict[str, Any]  # that the networks expect, see `preprocessing`
-    # Of the validation at this step, if its predictor is trained: [multiply-adds, price] of several
-    # budgets.
+    # [multiply-adds, price] of several budgets, where a validation routed at this step.
     prices: list[list[float]] = dataclasses.field(default_factory=list)
 
     @property

@@ -115,6 +115,15 @@ class Step:
         specs = (EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT)
         return Program.mapped(name, self.mesh, add, specs, SPLIT, donate=(4,))
 
+    def moving(self, name: str, gradients: Callable[..., Any], specs: tuple[P, ...]) -> Program:
+        """(state, what `specs` are of) -> (state, metrics): a step of these gradients."""
+        def move(state, *rest):
+            *found, metrics = gradients(state, *rest)
+            return update.apply_gradients(self.optimizer, state, *found), metrics
+
+        specs, out_specs = (EVERYWHERE, *specs), (EVERYWHERE, EVERYWHERE)
+        return Program.mapped(name, self.mesh, move, specs, out_specs, donate=(0,))
+
     def rows(self, batch: Tree) -> int:
         """Of a global batch those of one device."""
         return batch["label"].shape[0] // self.mesh.size
@@ -152,13 +161,8 @@ class PretrainStep(Step):
     @functools.cached_property
     def update_program(self) -> Program:
         """(state, batch, plan, sums) -> (state, metrics)."""
-        def move(state, *rest):
-            of_step = self.drnet, self.distillation, state, *rest
-            *gradients, metrics = update.pretrain_gradients(*of_step)
-            return update.apply_gradients(self.optimizer, state, *gradients), metrics
-
-        specs, out_specs = (EVERYWHERE, SPLIT, SPLIT, SPLIT), (EVERYWHERE, EVERYWHERE)
-        return Program.mapped("update of stage 1", self.mesh, move, specs, out_specs, donate=(0,))
+        gradients = functools.partial(update.pretrain_gradients, self.drnet, self.distillation)
+        return self.moving("update of stage 1", gradients, (SPLIT,) * 3)
 
     def all_programs(
         self, state: TrainState, batch: Tree, sizes: Sequence[Sequence[int]] = ()
@@ -271,13 +275,8 @@ class FinetuneStep(Step):
     @functools.cached_property
     def update_program(self) -> Program:
         """(state, batch, noise, plan, sums) -> (state, metrics)."""
-        def move(state, *rest):
-            of_step = self.drnet, self.objective, state, *rest
-            *gradients, metrics = update.finetune_gradients(*of_step)
-            return update.apply_gradients(self.optimizer, state, *gradients), metrics
-
-        specs, out_specs = (EVERYWHERE, SPLIT, SPLIT, SPLIT, SPLIT), (EVERYWHERE, EVERYWHERE)
-        return Program.mapped("update of stage 2", self.mesh, move, specs, out_specs, donate=(0,))
+        gradients = functools.partial(update.finetune_gradients, self.drnet, self.objective)
+        return self.moving("update of stage 2", gradients, (SPLIT,) * 4)
 
     def all_programs(
         self, state: TrainState, batch: Tree, sizes: Sequence[Sequence[int]]
