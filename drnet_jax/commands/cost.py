@@ -36,7 +36,8 @@ def text_report(config: Config, mix: Sequence[float] | None, layers: bool) -> st
     base, held = costs.classifier[0], costs.parameters
     sections = [
         f"{config.classifier.name}, {config.classifier.classes} classes; "
-        f"predictor {config.predictor.name} at {config.predictor.resolution}",
+        f"predictor {config.predictor.name} at {config.predictor.resolution}"
+        + ", which may answer" * costs.classifies,
         table([
             ("resolution", "multiply-adds", "relative"),
             *((str(size), short(count), f"{count / base:.3f}")
