@@ -93,7 +93,8 @@ class TableEngine:
 
     def classify(self, index, batch):
         self.classified += [(number, index) for number in batch.tolist() if number >= 0]
-        return np.where(batch[:, None] < 10, ANSWERS[batch % 10 % 6, index], MIRRORED[batch % 10 % 6])
+        own = batch % 10 % 6
+        return np.where(batch[:, None] < 10, ANSWERS[own, index], MIRRORED[own])
 
 
 def batches(with_scale=False):
