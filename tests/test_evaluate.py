@@ -7,30 +7,35 @@ import pytest
 
 from drnet_jax import routing
 from drnet_jax.cost import Costs, Parameters
-from drnet_jax.evaluation import policies
+from drnet_jax.evaluation import intervals, policies, runs
 from drnet_jax.evaluation.evaluate import evaluate
 from drnet_jax.evaluation.files import by_class, write_confusion, write_predictions
-from tests.tiny import COSTS
+from drnet_jax.inference.queues import route
+from tests.test_policies import ANSWERING
+from tests.test_table import drnet_of
+from tests.tiny import COSTS, tiny_config
 
-# Where the label of image i comes among the predictions at each resolution; 9: behind the five.
-#                16 12  8
-RANK = np.array([[0, 0, 0],
-                 [0, 0, 3],
-                 [0, 9, 0],
-                 [0, 1, 9],
-                 [4, 9, 9],
-                 [9, 9, 9]])
+# Where the label of image i comes among the predictions at each resolution, and of the predictor;
+# 9: behind the five.
+#                16 12  8  p
+RANK = np.array([[0, 0, 0, 1],
+                 [0, 0, 3, 9],
+                 [0, 9, 0, 0],
+                 [0, 1, 9, 9],
+                 [4, 9, 9, 0],
+                 [9, 9, 9, 9]])
+MIRROR_RANK = np.array([0, 2, 0, 0, 0, 9])  # at 16 px, of the mirror images
 LABEL = np.array([3, 7, 0, 7, 1, 5])
 ROUTED = np.array([0, 1, 2, 1, 0, 2])  # ranks 0, 0, 0, 1, 4, 9
 # At a price of 0.5 the fourth image moves to the smallest resolution, at 0.75 the fifth.
-SCORES = np.array([[0.9, 0.2, 0.1],
-                   [0.5, 0.6, 0.1],
-                   [0.1, 0.2, 0.9],
-                   [0.5, 0.7, 0.5],
-                   [0.8, 0.1, 0.2],
-                   [0.0, 0.0, 0.3]], np.float32)
-# The more, the surer is the answer of a resolution.
-SURE = np.array([[1, 2, 3, 4, 5, 6], [3, 1, 2, 6, 4, 5], [6, 2, 5, 1, 3, 4]]).T
+SCORES = np.array([[0.9, 0.2, 0.1, 0.0],
+                   [0.5, 0.6, 0.1, 0.0],
+                   [0.1, 0.2, 0.9, 0.7],  # a predictor that answers takes it from a price of 1 on
+                   [0.5, 0.7, 0.5, 0.0],
+                   [0.8, 0.1, 0.2, 0.9],  # and this at any
+                   [0.0, 0.0, 0.3, 0.0]], np.float32)
+# The more, the surer is the answer of an option.
+SURE = np.array([[1, 2, 3, 4, 5, 6], [3, 1, 2, 6, 4, 5], [6, 2, 5, 1, 3, 4], [2, 1, 6, 3, 5, 4]]).T
 SCALE = np.array([0.5, 0.75, 0.5, 1.0, 1.0, 1.0])  # ROUTED sends the fourth and the last below it
 
 
@@ -44,19 +49,22 @@ def log_probabilities(label, rank, sure):
 
 
 ANSWERS = np.array([
-    [log_probabilities(*each) for each in zip([LABEL[i]] * 3, RANK[i], SURE[i], strict=True)]
+    [log_probabilities(*each) for each in zip([LABEL[i]] * 4, RANK[i], SURE[i], strict=True)]
     for i in range(6)
 ], np.float32)
+MIRRORED = np.array([log_probabilities(LABEL[i], MIRROR_RANK[i], 1) for i in range(6)])
 
 
 class TableEngine:
-    """Knows the image from its pixels, and what becomes of it from the tables above."""
+    """Knows the image from its first pixel, and what becomes of it from the tables above.
+
+    Mirror images have numbers from 10 on.
+    """
 
     batch_size = 4
-    drnet = types.SimpleNamespace(resolutions=COSTS.resolutions)
-    costs = COSTS
 
-    def __init__(self):
+    def __init__(self, costs=COSTS):
+        self.costs, self.drnet = costs, drnet_of(costs)
         self.classified = []  # (number of an image, resolution index)
 
     def warm_up(self):
@@ -75,29 +83,38 @@ class TableEngine:
         queue[slots[slots < len(queue)]] = batch[slots < len(queue)]
         return queue
 
-    def score(self, batch):
-        return SCORES[batch, : len(self.costs.resolutions)]
+    def predict(self, batch):
+        own = ANSWERS[batch, -1] if self.drnet.classifies else None
+        return SCORES[batch, : self.drnet.options], own
 
     def choose(self, batch, price):
-        return routing.choose_at(self.score(batch), self.costs.array, price)
+        scores, own = self.predict(batch)
+        return routing.choose_at(scores, self.costs.charged, price), own
 
     def classify(self, index, batch):
         self.classified += [(number, index) for number in batch.tolist() if number >= 0]
-        return ANSWERS[batch, index]
+        own = batch % 10 % 6
+        return np.where(batch[:, None] < 10, ANSWERS[own, index], MIRRORED[own])
 
 
 def batches(with_scale=False):
     """All images once, in no order; the last batch is filled up with copies of its first row."""
     for rows, real in (([4, 1, 5, 0], 4), ([3, 2, 3, 3], 2)):
         rows = np.array(rows)
-        pixels = np.broadcast_to(rows.astype(np.uint8).reshape(-1, 1, 1, 1), (4, 16, 16, 3))
+        pixels = np.full((4, 16, 16, 3), 99, np.uint8)  # also where an image is turned round
+        pixels[:, 0, 0] = rows[:, None]
+        pixels[:, 0, -1] = 10 + rows[:, None]
         batch = {"image": pixels, "label": LABEL[rows].astype(np.int32),
                  "index": rows.astype(np.int32), "mask": np.arange(4) < real}
         yield batch | ({"needed_scale": SCALE[rows]} if with_scale else {})
 
 
-def evaluated(budget=0.0, seed=0, engine=None, with_scale=False):
-    return evaluate(engine or TableEngine(), batches(with_scale), 6, budget, seed, speed_images=6)
+HELD = [(batch["image"][batch["mask"]], batch["index"][batch["mask"]]) for batch in batches()]
+
+
+def evaluated(budget=0.0, seed=0, engine=None, with_scale=False, rule="margin"):
+    config = tiny_config({"seed": seed, "evaluation.speed_images": 6, "evaluation.rule": rule})
+    return evaluate(engine or TableEngine(), batches(with_scale), 6, budget, config)
 
 
 def test_report_by_hand():
@@ -105,17 +122,18 @@ def test_report_by_hand():
     found = evaluated(seed=3, engine=engine)
     report, table = found.report, found.table
     np.testing.assert_array_equal(found.routed.choice, ROUTED)
-    np.testing.assert_array_equal(table.scores, SCORES)
-    np.testing.assert_array_equal(table.right, RANK == 0)
-    np.testing.assert_array_equal(table.rank < 5, RANK < 5)
-    # The one pass; then three fixed, random, oracle and routed are all really run.
+    np.testing.assert_array_equal(table.scores, SCORES[:, :3])
+    np.testing.assert_array_equal(table.right, RANK[:, :3] == 0)
+    np.testing.assert_array_equal(table.rank < 5, RANK[:, :3] < 5)
+    # The one pass, and the mirror images; then fixed, random, oracle and routed are really run.
     everywhere = [(number, index) for number in range(6) for index in range(3)]
-    assert sorted(engine.classified[:18]) == everywhere
-    really_run = set(engine.classified[18:])
+    mirrored = [(10 + number, 0) for number in range(6)]
+    assert sorted(engine.classified[:24]) == everywhere + mirrored
+    really_run = set(engine.classified[24:])
     assert really_run == set(everywhere)
     assert report["speed"] == {"images": 6, "differing": 0}
     assert report["images"] == 6 and report["batch_size"] == 4
-    assert report["resolutions"] == [16, 12, 8]
+    assert report["resolutions"] == [16, 12, 8] and report["options"] == ["16", "12", "8"]
     assert "at_or_above_needed_scale" not in report
 
     rows = {policy["name"]: policy for policy in report["policies"]}
@@ -145,27 +163,102 @@ def test_report_by_hand():
     assert random["mix"] == pytest.approx({"16": 1 / 3, "12": 1 / 3, "8": 1 / 3})
     assert random["multiply_adds"] == pytest.approx(60)
 
-
     assert report["budget"] == {"target": 0.0, "price": 0.0, "multiply_adds": pytest.approx(65)}
     router = report["router"]
     assert router["gains"]["top1"]["value"] == pytest.approx(1 / 2)
     assert router["entropy"] == pytest.approx(np.log(3))
     # The first three images need the second or the first resolution, or the smallest.
     assert router["agreement"] == [[0, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert router["foretold"] == intervals.foretold(table, COSTS) != 0
 
 
-def test_the_cascade_row_is_what_the_table_says():
+def test_ceilings_by_hand():
     found = evaluated()
-    row, table, target = found.report["policies"][-1], found.table, 65.0
-    fitted = [policies.with_threshold(each, table, COSTS, target)
-              for each in policies.cascades(COSTS)]
-    results = [policies.cascaded(table, COSTS, cascade) for cascade in fitted]
+    np.testing.assert_array_equal(found.table.mirror_rank == 0, MIRROR_RANK == 0)
+    ceilings = found.report["ceilings"]
+    # 16 px is right four times; no other resolution but then, and the mirror image once besides.
+    assert ceilings["resolutions"] == pytest.approx(4 / 6)
+    assert ceilings["mirror"] == pytest.approx(5 / 6)
+    foresight = policies.foresight(found.table, COSTS, 65.0)
+    assert ceilings["foresight"] == foresight.top(1) and foresight.mean_cost() <= 65
+    # Of the resolutions alone: the predictor's one right answer more does not count.
+    ceilings = evaluated(engine=TableEngine(ANSWERING)).report["ceilings"]
+    assert ceilings["resolutions"] == pytest.approx(4 / 6)
+
+
+def test_a_predictor_that_answers_by_hand():
+    engine = TableEngine(ANSWERING)
+    found = evaluated(seed=3, engine=engine)
+    report, table = found.report, found.table
+    np.testing.assert_array_equal(found.routed.choice, [0, 1, 2, 1, 3, 2])
+    np.testing.assert_array_equal(table.right, RANK == 0)
+    assert report["speed"] == {"images": 6, "differing": 0}
+    assert report["resolutions"] == [16, 12, 8]
+    assert report["options"] == ["16", "12", "8", "predictor"]
+    rows = {policy["name"]: policy for policy in report["policies"]}
+    expected = {  # of six: top-1, top-5, and the mix; multiply-adds of one image
+        "fixed 16": (4, 5, [6, 0, 0, 0], 100),
+        "fixed predictor": (2, 3, [0, 0, 0, 6], 5),
+        "routed": (4, 5, [1, 2, 2, 1], (100 + 120 + 40 + 0) / 6 + 5),
+        # The cheapest that is right: 8, 12 px, the predictor, 16 px, the predictor twice.
+        "oracle": (5, 5, [1, 1, 1, 3], (100 + 60 + 20 + 15) / 6),
+        # Pays for the predictor only where that answers.
+        "random": (None, None, [1, 2, 2, 1], (100 + 120 + 40 + 5) / 6),
+    }
+    assert list(rows) == ["fixed 16", "fixed 12", "fixed 8", "fixed predictor", "routed", "random",
+                          "oracle", "cascade"]
+    for name, (top1, top5, mix, cost) in expected.items():
+        policy = rows[name]
+        assert list(policy["mix"].items()) == [
+            (option, pytest.approx(share / 6))
+            for option, share in zip(("16", "12", "8", "predictor"), mix, strict=True)], name
+        assert policy["multiply_adds"] == pytest.approx(cost), name
+        if top1 is not None:
+            assert (policy["top1"], policy["top5"]) == pytest.approx((top1 / 6, top5 / 6)), name
+    # Images whose cheapest right option is the row's, by where they were sent.
+    assert report["router"]["agreement"] == [
+        [0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]]
+    assert report["router"]["gains"]["over_resolution_mix"]["value"] != (
+        report["router"]["gains"]["over_best_mix"]["value"])
+
+
+def test_what_the_predictor_answers_is_not_classified():
+    """Of what is really run: the fifth image, by routing."""
+    engine = TableEngine(ANSWERING)
+    found = runs.run(route(engine, HELD, 0.0))
+    assert (4, 0) not in engine.classified and len(engine.classified) >= 5
+    assert not {number for number, _ in engine.classified} & {4}
+    np.testing.assert_array_equal(found.choice, [0, 1, 2, 1, 3, 2])
+
+
+def test_down_to_the_predictor_alone():
+    report = evaluated(5.0, engine=TableEngine(ANSWERING), with_scale=True).report
+    routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
+    assert routed["mix"] == {"16": 0, "12": 0, "8": 0, "predictor": 1}
+    assert report["budget"]["multiply_adds"] == routed["multiply_adds"] == 5
+    assert report["router"]["entropy"] == 0 and "missed" not in report["budget"]
+    assert report["router"]["gains"]["over_best_mix"]["value"] == 0
+    # Nothing was sent to a resolution that would not suffice.
+    assert report["at_or_above_needed_scale"] == 1.0
+
+
+@pytest.mark.parametrize("costs", [COSTS, ANSWERING], ids=["resolutions", "options"])
+@pytest.mark.parametrize("rule", ["margin", "probability"])
+def test_the_cascade_row_is_what_the_table_says(costs, rule):
+    found = evaluated(engine=TableEngine(costs), rule=rule)
+    row, table, target = found.report["policies"][-1], found.table, found.routed.mean_cost()
+    fitted = [policies.with_threshold(each, table, costs, target)
+              for each in policies.cascades(costs, rule)]
+    fitted = [each for each in fitted if each]
+    results = [policies.cascaded(table, costs, cascade) for cascade in fitted]
     picked, expected = policies.cross_fit(results)
     assert row["cascades"] == " / ".join(dict.fromkeys(
-        fitted[which].name(COSTS.resolutions) for which in picked))
+        fitted[which].name(costs.options) for which in picked))
+    assert row["threshold"] == [
+        pytest.approx(np.clip(fitted[which].threshold, 0, 1)) for which in picked]
     assert row["top1"] == pytest.approx(expected.top(1))
+    assert list(row["mix"].values()) == pytest.approx(expected.mix(len(costs.options)))
     assert row["multiply_adds"] == pytest.approx(expected.mean_cost())
-    assert row["multiply_adds"] <= target
     assert row["images_per_second"] > 0
 
 
@@ -186,15 +279,12 @@ def test_a_target_by_hand(target, price, cost, missed):
     routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
     assert routed["multiply_adds"] == budget["multiply_adds"]
     np.testing.assert_array_equal(
-        found.routed.choice, routing.choose_at(SCORES, COSTS.array, budget["price"]))
+        found.routed.choice, routing.choose_at(SCORES[:, :3], COSTS.charged, budget["price"]))
 
 
 def test_a_single_resolution_has_no_cascade():
-    class Single(TableEngine):
-        drnet = types.SimpleNamespace(resolutions=(16,))
-        costs = Costs((16,), (100,), 5, Parameters(0, 0, 0))
-
-    report = evaluated(engine=Single()).report
+    single = TableEngine(Costs((16,), (100,), 5, Parameters(0, 0, 0)))
+    report = evaluated(engine=single).report
     names = [policy["name"] for policy in report["policies"]]
     assert names == ["fixed 16", "routed", "random", "oracle"]
     assert report["router"]["gains"]["of_oracle"]["value"] == 0
@@ -204,6 +294,9 @@ def test_share_sent_at_or_above_the_needed_scale_by_hand():
     found = evaluated(with_scale=True)
     np.testing.assert_array_equal(found.table.needed_scale, SCALE)
     assert found.report["at_or_above_needed_scale"] == pytest.approx(4 / 6)
+    # The predictor answers one of those that are sent as high as they need.
+    found = evaluated(with_scale=True, engine=TableEngine(ANSWERING))
+    assert found.report["at_or_above_needed_scale"] == pytest.approx(3 / 5)
 
 
 # Two classes: 0 to 3, and the rest; the last has a name that no file should be called.
@@ -212,16 +305,22 @@ SOURCE = types.SimpleNamespace(key=lambda index: f"folder/{index}.png")
 
 
 def test_predictions_image_by_image(tmp_path):
-    found = evaluated()
-    write_predictions(tmp_path / "p.csv", found.table, found.routed, COSTS, SOURCE, NAMES)
+    engine = TableEngine(ANSWERING)
+    found = evaluated(engine=engine)
+    write_predictions(tmp_path / "p.csv", found.table, found.routed, engine.drnet, SOURCE, NAMES)
     lines = (tmp_path / "p.csv").read_text(errors="surrogateescape").splitlines()
-    assert lines[0] == "filename,label,prediction,prob,resolution,multiply_adds"
+    assert lines[0] == "filename,label,prediction,prob,network,resolution,multiply_adds"
     assert len(lines) == 7
     # The fourth image: sent to 12 px, where its label, 7, comes second to 17.
-    name, label, prediction, prob, resolution, cost = lines[4].split(",")
+    name, label, prediction, prob, *rest = lines[4].split(",")
     assert (name, label, prediction) == ("folder/3.png", "class 7", "class 17")
     assert float(prob) == pytest.approx(np.exp(ANSWERS[3, 1].max()), rel=1e-5)
-    assert (resolution, cost) == ("12", "65")
+    assert rest == ["classifier", "12", "65"]
+    # The fifth: answered by the predictor, which sees 8 pixels.
+    name, label, prediction, prob, *rest = lines[5].split(",")
+    assert (name, label, prediction) == ("folder/4.png", "class 1", "class 1")
+    assert float(prob) == pytest.approx(np.exp(ANSWERS[4, 3].max()), rel=1e-5)
+    assert rest == ["predictor", "8", "5"]
 
 
 def test_confusion_and_figures_by_class(tmp_path):

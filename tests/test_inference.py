@@ -1,4 +1,7 @@
-import types
+"""The engine, against each image alone, and queues, against tables of what networks answer."""
+
+import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -11,7 +14,9 @@ from drnet_jax.evaluation import policies, runs
 from drnet_jax.evaluation import table as tables
 from drnet_jax.evaluation.table import Table, rank, tabulate
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import CascadeQueues, Queues, route
+from drnet_jax.inference.queues import Queues, cascade, route
+from drnet_jax.routing import DONE, Cascade
+from tests.test_table import drnet_of, table_of
 from tests.tiny import (
     RESOLUTIONS,
     mesh_of,
@@ -23,24 +28,26 @@ from tests.tiny import (
 
 COUNT = 29
 BATCH = random_batch(COUNT)
-COSTS = Costs(RESOLUTIONS, (100, 60, 20), 5, Parameters(0, 0, 0))
+COSTS = Costs(RESOLUTIONS, (100, 60, 20), 5, Parameters(0, 0, 0), classifies=True)
+OPTIONS = len(COSTS.options)
 
 
 class Simulated:
-    """Every image alone, at every resolution: what routing must give, without any routing."""
+    """Every image alone, by every option: what routing must give, without any routing."""
 
     def __init__(self, drnet, variables):
-        route = jax.jit(lambda image: drnet.score(*variables, image)[0])
+        predict = jax.jit(lambda image: drnet.predict(*variables, image)[0])
         classify = jax.jit(lambda image: [
             drnet.classify(index, *variables, image)[0] for index in range(len(RESOLUTIONS))])
         images = BATCH["image"][:, None]
-        logits = np.concatenate([route(image) for image in images])
-        self.scores = np.asarray(routing.SCORES["outcome"](logits))  # [N, R]
+        logits, own = map(np.concatenate, zip(*map(predict, images), strict=True))
+        self.scores = np.asarray(routing.SCORES["outcome"](logits))  # [N, O]
         self.choice = np.argmax(logits, axis=1)
-        logits = np.array([classify(image) for image in images])[:, :, 0]
-        self.log_p = np.asarray(jax.nn.log_softmax(logits))  # [N, R, C]
+        logits = np.array([[*classify(image), own[None, at]] for at, image in enumerate(images)])
+        self.log_p = np.asarray(jax.nn.log_softmax(logits[:, :, 0]))  # [N, O, C]
+        mirrored = np.concatenate([classify(image[:, :, ::-1])[0] for image in images])
         self.table = Table(**tables.rows(
-            self.scores, list(self.log_p.swapaxes(0, 1)),
+            self.scores, list(self.log_p.swapaxes(0, 1)), np.asarray(jax.nn.log_softmax(mirrored)),
             {"index": np.arange(COUNT), "label": BATCH["label"]},
         ))
 
@@ -51,15 +58,16 @@ class Simulated:
 
 @pytest.fixture(scope="module")
 def drnet():
-    return tiny_drnet()
+    return tiny_drnet({"predictor.classifies": True})
 
 
 @pytest.fixture(scope="module")
 def variables(drnet):
     """Random ones, with a predictor that sends images everywhere."""
     params, batch_stats = random_variables(drnet)
-    logits, _ = jax.jit(drnet.score)(params, batch_stats, BATCH["image"])
-    params["predictor"]["head"]["bias"] -= np.mean(logits, 0)
+    prediction, _ = jax.jit(drnet.predict)(params, batch_stats, BATCH["image"])
+    bias = params["predictor"]["network"]["head"]["bias"]
+    bias[-OPTIONS:] -= np.mean(prediction.options, 0)
     return params, batch_stats
 
 
@@ -67,18 +75,21 @@ def variables(drnet):
 def simulated(drnet, variables):
     found = Simulated(drnet, variables)
     # Else the comparisons below would compare little.
-    assert (np.bincount(found.choice, minlength=3) > 4).all()
+    assert (np.bincount(found.choice, minlength=OPTIONS) > 2).all()
     predicted = found.log_p.argmax(axis=2)
-    assert (predicted[:, 0] != predicted[:, 2]).any()
+    assert all((predicted[:, 0] != predicted[:, other]).any() for other in (2, 3))
+    assert (found.table.mirror_rank != found.table.rank[:, 0]).any()
     return found
 
 
-def make_engine(drnet, variables, devices, batch_size, announce=lambda compilation: None):
+def make_engine(
+    drnet, variables, devices, batch_size, announce=lambda compilation: None, costs=COSTS
+):
     """An engine on the first devices, given a state that is replicated over all."""
     state = jax.device_put(variables, replicated(mesh_of(8)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
-        engine = Engine(drnet, COSTS, batch_size, announce)
+        engine = Engine(drnet, costs, batch_size, announce)
         engine.load(*state)
         return engine
 
@@ -110,8 +121,12 @@ def test_choices_and_answers_are_those_of_each_image_alone(engine, simulated):
     # Full, padded, a single image, none.
     for rows in (slice(0, 8), slice(8, 11), slice(11, 12), slice(12, 12)):
         batch, count = engine.upload(BATCH["image"][rows]), rows.stop - rows.start
-        assert_answers(np.asarray(engine.score(batch))[:count], simulated.scores[rows])
-        np.testing.assert_array_equal(engine.choose(batch, 0.0)[:count], simulated.choice[rows])
+        scores, own = engine.predict(batch)
+        assert_answers(np.asarray(scores)[:count], simulated.scores[rows])
+        assert_answers(np.asarray(own)[:count], simulated.log_p[rows, -1])
+        choice, again = engine.choose(batch, 0.0)
+        np.testing.assert_array_equal(choice[:count], simulated.choice[rows])
+        assert_answers(again[:count], own[:count])
         for index in range(len(RESOLUTIONS)):
             log_p = np.asarray(engine.classify(index, batch))[:count]
             assert_answers(log_p, simulated.log_p[rows, index])
@@ -122,11 +137,11 @@ def test_a_price_changes_the_choice_and_compiles_nothing(engine, simulated, anno
     parts = [engine.upload(rows) for rows in np.split(BATCH["image"], [8, 16, 24])]
     mixes = []
     for price in (-1e3, -0.1, 0.1, 1e3):
-        choice = np.concatenate([engine.choose(part, price) for part in parts])[:COUNT]
-        expected = routing.choose_at(simulated.scores, COSTS.array, price)
+        choice = np.concatenate([engine.choose(part, price)[0] for part in parts])[:COUNT]
+        expected = routing.choose_at(simulated.scores, COSTS.charged, price)
         np.testing.assert_array_equal(choice, expected)
-        mixes.append(np.bincount(choice, minlength=3).tolist())
-    assert mixes[0] == [COUNT, 0, 0] and mixes[-1] == [0, 0, COUNT]
+        mixes.append(np.bincount(choice, minlength=OPTIONS).tolist())
+    assert mixes[0] == [COUNT, 0, 0, 0] and mixes[-1] == [0, 0, 0, COUNT]
     assert mixes[1] != mixes[2]
     assert announced == compiled
 
@@ -166,14 +181,15 @@ def test_routed_is_simulated_over_ragged_batches(engine, simulated, lag):
             yield images, tickets[rows]
             images[:] = 0  # the caller may use the memory again
 
-    for names, index, answers in route(engine, batches(), 0.0, lag):
-        sizes.append(len(names))
+    for names, option, answers in route(engine, batches(), 0.0, lag):
+        if option < len(RESOLUTIONS):
+            sizes.append(len(names))
         for name, log_p in zip(names.tolist(), answers, strict=True):
             assert name not in done  # each ticket once
-            done[name] = (index, log_p)
+            done[name] = (option, log_p)
     assert sorted(done) == sorted(tickets.tolist())
-    indices, answers = zip(*(done[ticket] for ticket in tickets.tolist()), strict=True)
-    np.testing.assert_array_equal(indices, simulated.choice)
+    options, answers = zip(*(done[ticket] for ticket in tickets.tolist()), strict=True)
+    np.testing.assert_array_equal(options, simulated.choice)
     assert_answers(np.stack(answers), simulated.routed)
     # With a lag nobody waits for a bucket of 8 to fill.
     assert (8 in sizes) == (lag is None)
@@ -194,65 +210,79 @@ HELD = [(BATCH["image"][rows], rows) for rows in np.split(np.arange(COUNT), [8, 
 
 
 def test_the_table_is_what_is_simulated(engine, simulated):
-    table = tabulate(engine, batches())
-    np.testing.assert_array_equal(table.index, np.arange(COUNT))
-    np.testing.assert_array_equal(table.label, BATCH["label"])
-    assert_answers(table.scores, simulated.scores)
+    table, expected = tabulate(engine, batches(), mirror=True), simulated.table
+    for name, values in vars(table).items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(values, vars(expected)[name], 1e-4, 1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(values, vars(expected)[name], err_msg=name)
     np.testing.assert_array_equal(table.answer, simulated.log_p.argmax(axis=2))
-    np.testing.assert_array_equal(table.rank, simulated.table.rank)
-    np.testing.assert_allclose(table.confidence, simulated.table.confidence, atol=1e-5)
-    np.testing.assert_array_equal(table.fused_rank, simulated.table.fused_rank)
 
 
 def test_the_budget_is_met_where_it_is_run(engine, simulated):
-    budget = 62.0  # the predictor's 5 included
+    budget = 40.0  # the predictor's 5 included
     price = policies.price_for(simulated.scores, COSTS, budget)
     found = runs.run(route(engine, HELD, price))
-    cost = np.take(COSTS.classifier, found.choice).mean() + COSTS.predictor
-    assert budget - 80 / COUNT < cost <= budget  # 80: one image from the smallest to the largest
+    cost = COSTS.routed[found.choice].mean()
+    assert budget - 80 / COUNT < cost <= budget  # 80: one image's largest move but one
     np.testing.assert_array_equal(found.index, np.arange(COUNT))
     assert found.images_per_second > 0
-    assert runs.differing(found, simulated.table, policies.routed(
-        simulated.table, COSTS, price)) == 0
+    expected = policies.routed(simulated.table, COSTS, price)
+    assert (expected.mix(OPTIONS) > 0).sum() > 2 and expected.mix(OPTIONS)[-1] > 0
+    assert runs.differing(found, simulated.table, expected) == 0
     assert runs.differing(found, simulated.table, policies.fixed(simulated.table, COSTS, 0)) == (
         np.count_nonzero(found.choice != 0))
 
 
-@pytest.mark.parametrize("pair", [
-    (routing.Cascade(2, 0, True), routing.Cascade(2, 0, True)),
-    (routing.Cascade(2, 1, False), routing.Cascade(2, 0, True)),
-    (routing.Cascade(1, 0, False), routing.Cascade(2, 1, True)),
-], ids=["one", "two that start alike", "two"])
-def test_cascades_run_as_the_table_says_image_by_image(engine, simulated, pair):
-    table = simulated.table
-    cost = COSTS.classifier
-    pair = [  # 0.4 of the images go again
-        policies.with_threshold(each, table, COSTS, cost[each.low] + 0.4 * cost[each.high])
-        for each in pair
-    ]
+@pytest.mark.parametrize("chains", [
+    ((2, 0), (2, 0)),
+    ((2, 1), (2, 0)),
+    ((3, 2, 0), (1, 0)),
+    ((3, 2, 1, 0), (2, 3, 1)),
+], ids=str)
+@pytest.mark.parametrize("rule", ["margin", "probability"])
+def test_cascades_run_as_the_table_says_image_by_image(engine, simulated, chains, rule):
+    table, passes = simulated.table, COSTS.passes
+    pair = tuple(  # 0.4 of the images go on from the first pass, about
+        policies.with_threshold(
+            Cascade(options, rule), table, COSTS,
+            passes[options[0]] + 0.4 * passes[list(options[1:])].sum(),
+        )
+        for options in chains
+    )
     answers = list(runs.cascaded(engine, HELD, pair))
     tickets = np.concatenate([each.tickets for each in answers])
     order = np.argsort(tickets)
     np.testing.assert_array_equal(tickets[order], np.arange(COUNT))
-    choice = np.concatenate([[each.resolution] * len(each.tickets) for each in answers]).astype(int)
-    choice, found = choice[order], np.concatenate([each.log_p for each in answers])[order]
-    for half, cascade in enumerate(pair):
-        low, high = cascade.low, cascade.high
-        log_p, rows = simulated.log_p, np.arange(half, COUNT, 2)
-        again = table.confidence[rows, low] < cascade.threshold
-        assert 0 < again.sum() < len(rows)
-        np.testing.assert_array_equal(choice[rows], np.where(again, high, low))
-        second = log_p[:, high]
-        if cascade.fused:
-            second = np.asarray(jax.nn.log_softmax((log_p[:, low] + log_p[:, high]) / 2))
-        assert_answers(found[rows], np.where(again[:, None], second[rows], log_p[rows, low]))
-        expected = policies.cascaded(table, COSTS, cascade)
+    choice = np.concatenate([np.full(len(each.tickets), each.option) for each in answers])[order]
+    found = np.concatenate([each.log_p for each in answers])[order]
+    for half, each in enumerate(pair):
+        rows, expected = np.arange(half, COUNT, 2), policies.cascaded(table, COSTS, each)
+        assert set(expected.choice[rows]) >= {each.options[0], each.options[-1]}
+        np.testing.assert_array_equal(choice[rows], expected.choice[rows])
+        assert_answers(found[rows], simulated.log_p[rows, choice[rows]])
         np.testing.assert_array_equal(rank(found, BATCH["label"])[rows], expected.rank[rows])
+
+
+def test_a_predictor_without_classes_has_no_answer(simulated):
+    drnet = tiny_drnet({"predictor.classifies": False})
+    params, batch_stats = random_variables(drnet)
+    costs = dataclasses.replace(COSTS, classifies=False)
+    engine = make_engine(drnet, (params, batch_stats), 1, 8, costs=costs)
+    batch = engine.upload(BATCH["image"][:8])
+    scores, own = engine.predict(batch)
+    choice, again = engine.choose(batch, 0.0)
+    assert (scores.shape, own, again) == ((8, 3), None, None)
+    np.testing.assert_array_equal(choice, np.argmax(scores, axis=1))
+    table = tabulate(engine, batches())
+    assert table.answer.shape == (COUNT, 3)
+    found = runs.run(route(engine, HELD, 0.3))
+    assert runs.differing(found, table, policies.routed(table, costs, 0.3)) == 0
 
 
 def test_the_warm_up_compiles_all_that_batches_of_any_size_need(engine, announced):
     names = ["append x8", "choose x8", "classify 12px x8", "classify 16px x8", "classify 8px x8",
-             "score x8"]
+             "predict x8"]
     assert sorted(announced) == names
 
 
@@ -262,13 +292,20 @@ def test_batch_size_is_rounded_up_to_the_devices(drnet, variables, devices, aske
     assert make_engine(drnet, variables, devices, asked).batch_size == size
 
 
+# --- Queues, by an engine whose networks answer what tables say -----------------------------------
+
 class Recorder:
-    """An engine that notes what is run: real rows show their number, padding 0."""
+    """An engine that notes what is run: images show their number, and empty rows 0.
 
-    drnet = types.SimpleNamespace(resolutions=(4, 2))
+    Image n is answered with the log-probabilities [n, option] by each option.
+    """
 
-    def __init__(self, batch_size):
-        self.batch_size, self.calls = batch_size, []
+    def __init__(self, batch_size, resolutions=(4, 2), choice=None):
+        """`choice`, int [256]: the option that the predictor sends each number to."""
+        costs = Costs(resolutions, resolutions, 1, Parameters(0, 0, 0), classifies=True)
+        self.drnet = drnet_of(costs)
+        self.batch_size, self.calls, self.queued = batch_size, [], []
+        self._choice = choice
 
     def upload(self, images):
         return np.pad(images, ((0, self.batch_size - len(images)), *[(0, 0)] * 3))
@@ -277,17 +314,44 @@ class Recorder:
         return self.upload(numbered())
 
     def append(self, queue, batch, slots):
-        queue = queue.copy()
-        queue[slots[slots < len(queue)]] = batch[slots < len(queue)]
+        assert len(slots) == len(queue) == len(batch) == self.batch_size
+        queue, taken = queue.copy(), batch[slots < len(queue)]
+        queue[slots[slots < len(queue)]] = taken
+        self.queued += taken[:, 0, 0, 0].tolist()
         return queue
 
     def classify(self, index, batch):
-        self.calls.append((index, batch[:, 0, 0, 0].tolist()))
-        return batch[:, 0, 0, :1].astype(np.int32)
+        self.calls.append((int(index), batch[:, 0, 0, 0].tolist()))
+        return self.log_p(index, batch[:, 0, 0, 0].astype(int))
+
+    def predict(self, batch):
+        predictor = len(self.drnet.resolutions)
+        return None, self.classify(predictor, batch)
+
+    def choose(self, batch, price):
+        predictor = len(self.drnet.resolutions)
+        numbers = batch[:, 0, 0, 0].astype(int)
+        return self._choice[numbers], self.log_p(predictor, numbers)
+
+    def log_p(self, option, numbers):
+        return np.stack([numbers, np.full(len(numbers), option)], axis=1)
+
+    @property
+    def ran(self):
+        """(option, number) of all rows that a network was run on, sorted, but for empty ones.
+
+        A bucket that is not full may hold the images of an earlier one besides, but in a cascade.
+        """
+        return sorted((option, n) for option, numbers in self.calls for n in numbers if n)
 
 
 def as_lists(answers):
-    return [(tickets.tolist(), index, log_p[:, 0].tolist()) for tickets, index, log_p in answers]
+    """What is answered by which option, and with what; the answer knows option and image."""
+    found = []
+    for tickets, option, log_p in answers:
+        assert set(log_p[:, 1].tolist()) == {option}
+        found.append((tickets.tolist(), option, log_p[:, 0].tolist()))
+    return found
 
 
 def test_queues_by_hand():
@@ -302,7 +366,7 @@ def test_queues_by_hand():
     # A batch may fill a queue and begin the next; two buckets stay in flight.
     assert put([4, 5, 6], [0, 0, 0]) == []
     assert engine.calls == [(0, [1, 3, 4])]
-    assert put([7, 8, 9], [1, 1, -1]) == []  # below 0: not queued
+    assert put([7, 8, 9], [1, 1, DONE]) == []  # the last is not queued
     assert put([], []) == []
     assert put([10], [0]) == [([101, 103, 104], 0, [1, 3, 4])]
     assert as_lists(queues.drain()) == [
@@ -313,29 +377,157 @@ def test_queues_by_hand():
     assert list(queues.drain()) == []
 
 
+def test_what_the_predictor_has_answered_is_not_run_again():
+    engine = Recorder(batch_size=3)
+    queues = Queues(engine)
+    batch = engine.upload(numbered(1, 2, 3))
+    choice, tickets, own = np.array([2, 0, 2]), np.array([11, 12, 13]), engine.log_p(2, [1, 2, 3])
+    assert as_lists(queues.put(batch, choice, tickets, own)) == [([11, 13], 2, [1, 3])]
+    assert engine.calls == []
+    # Unless its answers are not at hand: then it has a queue of its own.
+    assert list(queues.put(batch, choice, 10 + tickets)) == []
+    assert as_lists(queues.drain()) == [
+        ([12, 22], 0, [2, 2]), ([21, 23], 2, [1, 3])]
+    assert engine.calls == [(0, [2, 2, 0]), (2, [1, 3, 0])]
+
+
+def batches_of(lengths, first=1):
+    """Images numbered from `first` on, in batches of such lengths, under tickets 1000 higher."""
+    ends = first + np.cumsum(lengths)
+    for length, end in zip(lengths, ends, strict=True):
+        numbers = np.arange(end - length, end)
+        yield numbered(*numbers), 1000 + numbers
+
+
+# Of images: into batches of 4 that are full, ragged or empty.
+LENGTHS = [(4, 4, 4, 4), (4, 1, 0, 4, 3, 2), (3,), (0,), (1,) * 9]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("lag", [None, 1, 3])
+@pytest.mark.parametrize("to", [
+    "everywhere", 0, 2, "predictor in every other batch"], ids=str)
+def test_routing_runs_only_what_is_chosen(lengths, lag, to):
+    """Whatever the mix: also if the predictor answers all of a batch or none."""
+    choice = np.full(256, to) if isinstance(to, int) else np.arange(256) * 7 % 3
+    if to == "predictor in every other batch":
+        choice = np.where(np.arange(256) % 8 < 4, 2, choice % 2)
+    engine, count = Recorder(4, choice=choice), sum(lengths)
+    numbers = np.arange(1, count + 1)
+    found = list(route(engine, batches_of(lengths), 0.0, lag))
+    answered = [(ticket, option, n) for tickets, option, log_p in as_lists(found)
+                for ticket, n in zip(tickets, log_p, strict=True)]
+    assert sorted(answered) == [(1000 + n, choice[n], n) for n in numbers.tolist()]
+    # No classifier's bucket is for what the predictor answers, nor any for an image twice.
+    assert sorted(engine.queued) == [n for n in numbers.tolist() if choice[n] < 2]
+    assert {option for option, _ in engine.calls} == set(choice[numbers].tolist()) - {2}
+    if lag is None:  # and buckets are full but for the last
+        assert len(engine.calls) == sum(-(-np.sum(choice[numbers] == each) // 4) for each in (0, 1))
+
+
+@pytest.mark.parametrize(("lag", "seen"), [(None, 28), (2, 8), (3, 12)])
+def test_with_a_lag_no_answer_is_long_in_coming(lag, seen):
+    """However rare the option of an image is: here it is the only one at the second resolution."""
+    engine, put = Recorder(4, choice=np.eye(256, dtype=int)[1]), []
+
+    def watched():
+        for images, tickets in batches_of((4,) * 7):
+            put.extend(tickets.tolist())
+            yield images, tickets
+
+    at = {ticket: len(put) for each in route(engine, watched(), 0.0, lag)
+          for ticket in each.tickets.tolist()}
+    assert len(at) == 28 and at[1001] == seen
+
+
 class Doubtful(Recorder):
-    """Is the surer the greater the number on the image: log-probabilities [-1/n, -n]."""
+    """Knows how sure each option is of each image; the classes are two, the answer either."""
 
-    def classify(self, index, batch):
-        numbers = super().classify(index, batch).astype(np.float32) + index + 1e-3
-        return np.concatenate([-1 / numbers, -numbers], axis=1)
+    def __init__(self, batch_size, sure, resolutions):
+        """`sure`, float [256, O] within (0, 1): the margins."""
+        super().__init__(batch_size, resolutions)
+        self._sure = sure
+
+    def log_p(self, option, numbers):
+        return answers_of(self._sure, numbers)[:, option]
 
 
-def test_cascade_queues_by_hand():
-    engine = Doubtful(batch_size=2)
-    queues = CascadeQueues(engine, [routing.Cascade(1, 0, False, threshold=-0.25)])
+def answers_of(sure, numbers):
+    """log-probabilities [N, O, 2] of these margins; the likelier class changes with the number."""
+    likely = np.stack([1 + sure[numbers], 1 - sure[numbers]], axis=-1) / 2
+    odd = (numbers[:, None] + np.arange(sure.shape[1])) % 2 == 1
+    return np.log(np.where(odd[..., None], likely, likely[..., ::-1])).astype(np.float32)
 
-    def put(*numbers, tickets=100):
-        batch, which = engine.upload(numbered(*numbers)), np.zeros(len(numbers), int)
-        answers = queues.put(batch, which, tickets + np.array(numbers))
-        return [(tickets.tolist(), index) for tickets, index, _ in answers]
 
-    # Image n is classified small, as n + 1: sure from 3 on. A batch later that is looked at.
-    assert put(1, 3) == []
-    assert put(5, 2) == [([103], 1)]
-    assert engine.calls == [(1, [1, 3]), (1, [5, 2])]
-    assert put(2, tickets=200) == [([105], 1)]  # the second queue is full
-    assert engine.calls[2:] == [(1, [2, 0]), (0, [1, 2])]
-    drained = [(tickets.tolist(), index) for tickets, index, _ in queues.drain()]
-    assert drained == [([], 1), ([101, 102], 0), ([202], 0)]
-    assert list(queues.drain()) == []
+def test_a_cascade_by_hand():
+    sure = np.zeros((256, 3))
+    sure[1:8, 1] = [0.1, 0.9, 0.9, 0.1, 0.9, 0.9, 0.1]  # the second, and small, resolution
+    engine = Doubtful(2, sure, (4, 2))
+    chain = [Cascade((1, 0), "margin", threshold=0.5)]
+    found = cascade(engine, batches_of((2, 2, 2, 1)), chain, lambda tickets: tickets * 0)
+    # Two buckets stay in flight; the doubtful images wait for one another.
+    assert [(tickets.tolist(), option) for tickets, option, _ in found] == [
+        ([1002], 1), ([1003], 1), ([1005, 1006], 1), ([1001, 1004], 0), ([1007], 0)]
+    assert engine.calls == [(1, [1, 2]), (1, [3, 4]), (1, [5, 6]), (1, [7, 0]),
+                            (0, [1, 4]), (0, [7, 0])]
+
+
+def test_what_is_left_of_a_cascade_runs_from_the_cheapest_pass_on():
+    """So that it joins what waits for the dearer ones already."""
+    sure = np.zeros((256, 4))
+    engine = Doubtful(8, sure, (16, 12, 8))
+    chains = [Cascade((3, 2, 1, 0), "margin", 0.5), Cascade((1, 0), "margin", 0.5)]
+    found = list(cascade(engine, batches_of((4,)), chains, lambda tickets: tickets % 2))
+    assert engine.calls == [
+        (3, [2, 4, *[0] * 6]), (2, [2, 4, *[0] * 6]), (1, [1, 3, 2, 4, *[0] * 4]),
+        (0, [1, 3, 2, 4, *[0] * 4])]
+    assert [(sorted(each.tickets.tolist()), each.option) for each in found] == [
+        ([1001, 1002, 1003, 1004], 0)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("chains", [
+    ((3, 2, 0), (3, 2, 0)),
+    ((3, 2, 1, 0), (2, 0)),
+    ((2, 3, 0), (3, 0)),  # with a predictor that costs more than the smallest resolution
+    ((2, 1, 3), (0, 1)),
+], ids=str)
+def test_cascades_of_any_chain_are_what_the_table_says(lengths, chains):
+    random, count = np.random.default_rng(0), sum(lengths)
+    numbers = np.arange(1, count + 1)
+    sure = random.uniform(0.01, 0.99, (256, 4))
+    log_p = answers_of(sure, numbers)
+    table = dataclasses.replace(
+        table_of(np.zeros((count, 4), np.float32), (log_p.argmax(axis=2) == 0).astype(int),
+                 np.stack([routing.margin(each) for each in log_p.swapaxes(0, 1)], axis=1)),
+        index=numbers, answer=log_p.argmax(axis=2),
+    )
+    engine = Doubtful(4, sure, (16, 12, 8))
+    pair = tuple(Cascade(options, "margin", threshold=0.6) for options in chains)
+    found = runs.run(cascade(
+        engine, ((images, tickets - 1000) for images, tickets in batches_of(lengths)), pair,
+        lambda index: index % 2))
+    np.testing.assert_array_equal(found.index, numbers)
+    outcomes = [policies.cascaded(table, COSTS, each) for each in pair]
+    choice = np.where(numbers % 2 == 0, outcomes[0].choice, outcomes[1].choice)
+    np.testing.assert_array_equal(found.choice, choice)
+    np.testing.assert_array_equal(found.answer, table.answer[np.arange(count), choice])
+    # What was run is what is paid for.
+    spent = np.where(numbers % 2 == 0, outcomes[0].cost, outcomes[1].cost)
+    assert sum(COSTS.passes[option] for option, _ in engine.ran) == spent.sum()
+    ran = [
+        (option, n) for n, last in zip(numbers.tolist(), choice, strict=True)
+        for option in chains[n % 2][: chains[n % 2].index(last) + 1]
+    ]
+    assert engine.ran == sorted(ran)
+
+
+def test_a_mix_of_options_runs_each_image_once():
+    choice = np.array([9, *itertools.islice(itertools.cycle([2, 0, 1, 2, 2]), 18)])
+    engine = Recorder(4)
+    held = [(images, tickets - 1000) for images, tickets in batches_of((4, 4, 4, 4, 2))]
+    found = runs.run(runs.given(engine, held, choice))
+    np.testing.assert_array_equal(found.choice, choice[1:])
+    assert sorted(engine.queued) == list(range(1, 19))
+    # The predictor's buckets are as full as the others'.
+    assert sorted(option for option, _ in engine.calls) == [0, 1, 2, 2, 2]

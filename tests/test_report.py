@@ -1,11 +1,12 @@
 """The report as text, on the tables that `test_evaluate` works by hand."""
 
 from drnet_jax.evaluation.report import text_report
-from tests.test_evaluate import evaluated
+from tests.test_evaluate import TableEngine, evaluated
+from tests.test_policies import ANSWERING
 
 
-def text_at(target):
-    return text_report(evaluated(target, seed=3).report)
+def text_at(target, **how):
+    return text_report(evaluated(target, seed=3, **how).report)
 
 
 def test_the_tables_by_hand():
@@ -19,7 +20,7 @@ def test_the_tables_by_hand():
     gain, = (line for line in lines if line.startswith("points over the best random mix"))
     # For 65 one can mix 8 px (2 of 6 right, for 20) and 16 px (4 of 6, for 100): 52.08 %.
     assert " -2.08 (" in gain
-    where = next(at for at, line in enumerate(lines) if line.startswith("images by smallest"))
+    where = next(at for at, line in enumerate(lines) if line.startswith("images by cheapest"))
     assert [line.split()[-3:] for line in lines[where + 1 : where + 4]] == [
         ["0", "1", "0"], ["0", "1", "0"], ["1", "0", "1"]]
     assert lines[-1].startswith("cascade at the cost of routing: ")
@@ -30,3 +31,26 @@ def test_a_missed_target_is_said_with_its_reason():
     assert "budget: 60 asked for, 58 realised, at price 0.5" in text
     assert "warning: routing costs -2.8%" in text and "nearly the same scores" in text
     assert "warning" not in text_at(45.5)
+
+
+def test_options_are_called_by_their_names():
+    lines = text_at(0.0, engine=TableEngine(ANSWERING)).splitlines()
+    rows = {line[:15].strip(): line[15:].split() for line in lines}
+    assert lines[2].endswith("% by 16/12/8/predictor")
+    assert rows["fixed predictor"][:4] == ["33.33", "50.00", "5", "0.050"]
+    assert rows["routed"][-1] == "17/33/33/17"
+    where = next(at for at, line in enumerate(lines) if line.startswith("images by cheapest"))
+    assert [line.split() for line in lines[where + 1 : where + 5]] == [
+        ["16", "0", "1", "0", "0"], ["12", "0", "1", "0", "0"], ["8", "1", "0", "0", "0"],
+        ["predictor", "0", "0", "1", "1"]]
+    of_all, of_resolutions = (
+        line.split("  ")[-1].strip() for line in lines
+        if line.startswith(("points over the best random mix", "the same, of resolutions")))
+    # For 48.33 one can mix the predictor (2 of 6) and 16 px (4 of 6): 48.5 %; routed has 4 of 6.
+    assert of_all.startswith("+18.") and of_resolutions.startswith("+21.")
+
+
+def test_ceilings_are_told():
+    line, = (line for line in text_at(0.0).splitlines() if line.startswith("out of reach"))
+    assert "66.67 % for an oracle over the resolutions" in line
+    assert "(83.33 % for one over an image and its mirror image)" in line

@@ -123,3 +123,52 @@ def test_scores_of_either_objective():
 def test_entropy_by_hand():
     assert routing.entropy(np.array([0.0, 1.0, 0.0])) == 0
     assert routing.entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(np.log(2))
+
+
+# --- Cascades -------------------------------------------------------------------------------------
+
+LOG_P = np.log(np.array([
+    [0.5, 0.3, 0.2],
+    [0.1, 0.1, 0.8],
+    [0.4, 0.4, 0.2],  # a tie
+    [1e-30, 1.0, 1e-30],  # an answer that leaves no doubt
+    [0.2, 0.3, 0.5],
+], np.float32))
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    ("margin", [0.2, 0.7, 0.0, 1.0, 0.2]), ("probability", [0.5, 0.8, 0.4, 1.0, 0.5]),
+])
+def test_how_sure_answers_are_by_hand(rule, expected):
+    found = routing.RULES[rule](LOG_P)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    # In whatever order the classes are.
+    np.testing.assert_array_equal(found, routing.RULES[rule](LOG_P[:, [2, 0, 1]]))
+    assert routing.RULES[rule](LOG_P[:0]).shape == (0,)
+    of_two = np.log(np.array([[0.25, 0.75]], np.float32))
+    np.testing.assert_allclose(
+        routing.RULES[rule](of_two), {"margin": 0.5, "probability": 0.75}[rule])
+
+
+def test_a_cascade_by_hand():
+    cascade = routing.Cascade((3, 2, 0), "margin", threshold=0.6)
+    assert cascade.name(["64", "48", "32", "predictor"]) == "predictor>32>64 by margin"
+    assert [cascade.after(option) for option in (3, 2, 0, 1)] == [2, 0, routing.DONE, routing.DONE]
+    np.testing.assert_array_equal(cascade.doubts(LOG_P[:4]), [True, False, True, False])
+    # Without a threshold every answer is in doubt.
+    assert routing.Cascade((3, 2), "probability").doubts(LOG_P).all()
+
+
+def test_an_option_without_cost_of_its_own_is_charged_nothing():
+    costs = np.array([100, 60, 20, 0], np.float32)
+    scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.9, 0.2, 0.1, 0.9]], np.float32)
+    np.testing.assert_allclose(
+        routing.charge(scores, costs, 0.5), [[0.4, 0.5, 0.0, 0.2], [0.4, -0.1, 0.0, 0.9]],
+        atol=1e-6)
+    for price, choice in ((0.0, [0, 0]), (0.5, [1, 3]), (1.1, [3, 3]), (-0.1, [0, 0])):
+        np.testing.assert_array_equal(routing.choose_at(scores, costs, price), choice)
+    many = np.random.default_rng(0).random((1000, 4)).astype(np.float32)
+    for budget in (0.0, 1.0, 30.0, 99.0):
+        choice = routing.choose_at(many, costs, routing.find_price(many, costs, budget))
+        assert budget - 0.2 < costs[choice].mean() <= budget

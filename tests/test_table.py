@@ -1,102 +1,140 @@
 """The table of answers, from one pass over images that are numbered by their pixels."""
 
-import types
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from drnet_jax import routing
+from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation import table as tables
 from drnet_jax.evaluation.table import Sample, Table, rank, tabulate
 from tests.tiny import COSTS, numbered
 
 
-def table_of(scores, rank, confidence, fused_rank):
-    """A table of images 0, 1, ... whose labels and answers do not matter."""
-    count = len(scores)
-    return Table(
-        index=np.arange(count), label=np.zeros(count, int), needed_scale=np.zeros(count),
-        scores=scores, answer=np.zeros(scores.shape, np.int32), rank=rank, confidence=confidence,
-        fused_rank=fused_rank,
-    )
+def table_of(scores, rank, margin, **columns):
+    """A table of images 0, 1, ... whose other columns do not matter unless they are given."""
+    count, some = len(scores), np.zeros(scores.shape)
+    return Table(**{
+        "index": np.arange(count), "label": np.zeros(count, int), "needed_scale": np.zeros(count),
+        "scores": scores, "answer": some.astype(np.int32), "rank": rank, "probability": some,
+        "margin": margin, "trust": some, "mirror_rank": rank[:, 0],
+    } | columns)
+
+
+def drnet_of(costs):
+    """The options of a model, without its networks; the predictor sees 8 pixels."""
+    return DRNet(None, None, costs.resolutions, (), 8, costs.classifies, None)
 
 
 def log_p(*rows):
     return np.log(np.array(rows, np.float32))
 
 
-def test_ranks_confidences_and_fusing_by_hand():
+def test_ranks_by_hand():
     first = log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])
     second = log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2])
     np.testing.assert_array_equal(rank(first, np.array([1, 2])), [1, 0])
     # A tie counts against the label, and nothing is right among what is no number.
     np.testing.assert_array_equal(rank(second, np.array([1, 0])), [0, 1])
     np.testing.assert_array_equal(rank(np.full((1, 3), np.nan), np.array([0])), [2])
-    np.testing.assert_allclose(np.exp(routing.confidence(first)), [0.5, 0.8], rtol=1e-6)
-    product = np.sqrt([[0.1, 0.21, 0.02], [0.04, 0.04, 0.16]])
-    expected = product / product.sum(1, keepdims=True)
-    np.testing.assert_allclose(np.exp(routing.fuse(first, second)), expected, rtol=1e-5)
 
 
 def test_rows_by_hand():
-    at = [log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2]), log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])]
+    base, low = log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2]), log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])
+    mirrored = log_p([0.6, 0.3, 0.1], [0.1, 0.2, 0.7])
     batch = {"index": np.array([7, 3]), "label": np.array([1, 2])}
-    found = tables.rows(np.zeros((2, 2), np.float32), at, batch)
+    found = tables.rows(np.zeros((2, 2), np.float32), [base, low], mirrored, batch)
     np.testing.assert_array_equal(found["answer"], [[1, 0], [0, 2]])
     np.testing.assert_array_equal(found["rank"], [[0, 1], [2, 0]])
-    np.testing.assert_allclose(np.exp(found["confidence"]), [[0.7, 0.5], [0.4, 0.8]], rtol=1e-6)
-    # Only the larger after the smaller: both labels win, fused.
-    np.testing.assert_array_equal(found["fused_rank"], [[[-1, -1], [0, -1]], [[-1, -1], [0, -1]]])
+    np.testing.assert_allclose(found["probability"], [[0.7, 0.5], [0.4, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(found["margin"], [[0.5, 0.2], [0, 0.7]], atol=1e-6)
+    # What the base thinks of its own answer, and of the other's.
+    np.testing.assert_allclose(found["trust"], [[0.7, 0.2], [0.4, 0.2]], rtol=1e-6)
+    np.testing.assert_array_equal(found["mirror_rank"], [1, 0])
     assert not found["needed_scale"].any()
 
 
+def test_how_sure_an_answer_is_goes_by_the_rule():
+    found = table_of(np.zeros((1, 2)), np.zeros((1, 2)), np.array([[0.1, 0.2]]),
+                     probability=np.array([[0.3, 0.4]]))
+    assert found.sureness("margin").tolist() == [[0.1, 0.2]]
+    assert found.sureness("probability").tolist() == [[0.3, 0.4]]
+
+
 class Counting:
-    """An engine of two classes, surer of the first the higher an image's number."""
+    """An engine of two classes, surer of the first the higher an image's number.
+
+    The number of an image is that of its first pixel, and its mirror image may have another.
+    """
 
     batch_size, costs = 3, COSTS
 
-    drnet = types.SimpleNamespace(resolutions=COSTS.resolutions)
-
-    def __init__(self):
+    def __init__(self, classifies):
         self.uploaded = []
+        self.drnet = drnet_of(dataclasses.replace(COSTS, classifies=classifies))
 
     def upload(self, images):
         self.uploaded += images[:, 0, 0, 0].tolist()
         return np.pad(images, ((0, self.batch_size - len(images)), *[(0, 0)] * 3))
 
-    def empty(self):
-        return self.upload(numbered())
-
-    def score(self, batch):
-        return batch[:, 0, 0, :3].astype(np.float32)
+    def predict(self, batch):
+        scores = np.repeat(batch[:, 0, 0, :1].astype(np.float32), self.drnet.options, axis=1)
+        return scores, self.classify(-2, batch) if self.drnet.classifies else None
 
     def classify(self, index, batch):
-        logits = np.stack([batch[:, 0, 0, 0] + index, np.full(self.batch_size, 4.5)], axis=1)
+        numbers = batch[:, 0, 0, 0].astype(np.float32)
+        logits = np.stack([numbers + index, np.full_like(numbers, 4.5)], axis=1)
         return np.asarray(jax.nn.log_softmax(logits))
 
 
-def test_every_image_is_uploaded_once_and_padding_never_counts():
-    engine = Counting()
+def counted():
+    """Images 4, 1 and 5, and then 2, whose mirror images have 10 more."""
     batches = [
         {"image": numbered(4, 1, 5), "label": np.zeros(3, int), "index": np.array([4, 1, 5]),
          "mask": np.array([True, True, True])},
         {"image": numbered(2, 2, 2), "label": np.zeros(3, int), "index": np.array([2, 2, 2]),
          "mask": np.array([True, False, False]), "needed_scale": np.full(3, 0.5)},
     ]
-    table = tabulate(engine, batches)
+    for batch in batches:
+        batch["image"][:, :, -1] += 10
+        batch["image"][:, 1:] = 100  # nor does it stand on its head
+    return batches
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+def test_every_image_is_uploaded_once_and_padding_never_counts(classifies):
+    engine = Counting(classifies)
+    table = tabulate(engine, counted())
     assert engine.uploaded == [4, 1, 5, 2]
     np.testing.assert_array_equal(table.index, [1, 2, 4, 5])
-    np.testing.assert_array_equal(table.scores[:, 0], [1, 2, 4, 5])
+    assert table.scores.shape == (4, 3 + classifies)
+    np.testing.assert_array_equal(table.scores[:, -1], [1, 2, 4, 5])
     np.testing.assert_array_equal(table.needed_scale, [0, 0.5, 0, 0])
-    # Right where number + index of the resolution > 4.5.
-    np.testing.assert_array_equal(table.right, [
+    # Right where number + index of the resolution > 4.5, and the predictor where number - 2 is.
+    np.testing.assert_array_equal(table.right[:, :3], [
         [False, False, False], [False, False, False], [False, True, True], [True, True, True]])
+    assert not table.right[:, 3:].any()
+    np.testing.assert_array_equal(table.mirror_rank, table.rank[:, 0])
 
 
-def test_a_host_without_images_has_columns_of_the_right_shape():
-    table = tabulate(Counting(), [])
-    assert table.scores.shape == (0, 3) and table.fused_rank.shape == (0, 3, 3)
+def test_the_base_sees_the_mirror_images_if_that_is_asked_for():
+    engine = Counting(classifies=True)
+    table = tabulate(engine, counted(), mirror=True)
+    assert engine.uploaded == [4, 1, 5, 14, 11, 15, 2, 12]
+    np.testing.assert_array_equal(table.rank[:, 0], [1, 1, 1, 0])
+    np.testing.assert_array_equal(table.mirror_rank, [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+def test_a_host_without_images_has_columns_of_the_right_shape(classifies):
+    engine, options = Counting(classifies), 3 + classifies
+    found = tables.tabulate(engine, [], mirror=True)
+    some = tabulate(engine, counted())
+    for name, values in vars(found).items():
+        expected = vars(some)[name]
+        assert (values.dtype, values.shape) == (expected.dtype, (0, *expected.shape[1:])), name
+    assert found.scores.shape == (0, options)
 
 
 @pytest.mark.parametrize(("images", "limit", "kept"), [

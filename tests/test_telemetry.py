@@ -1,5 +1,6 @@
 """Windows of step metrics, the warning of a collapsed router, and the record of a run."""
 
+import dataclasses
 import json
 import os
 import struct
@@ -37,6 +38,35 @@ def test_a_window_weighs_steps_by_their_images():
     assert values["multiply_adds"] == pytest.approx(0.5 * 100 + 0.5 * 20 + 5)
     assert values["entropy"] == pytest.approx(np.log(2))
     assert values["seconds_left"] == 0
+
+
+ANSWERING = dataclasses.replace(COSTS, classifies=True)
+
+
+def test_a_predictor_that_answers_has_a_share_of_the_mix_and_no_bucket():
+    window = Window(ANSWERING)
+    window.add(sums([1, 3, 4]) | {"correct": np.array([1, 2, 1]), "slots": np.array([4, 4])})
+    values = window.values(steps_left=0)
+    assert values["mix"] == {"32": 1 / 8, "16": 3 / 8, "predictor": 4 / 8}
+    assert values["accuracy"] == pytest.approx(4 / 8)
+    assert values["multiply_adds"] == pytest.approx((100 + 60) / 8 + 5)
+    assert values["padding"] == pytest.approx(0.5)  # 4 images in 8 rows
+
+
+def test_where_the_predictor_answers_everything_nothing_is_padding():
+    window = Window(ANSWERING)
+    window.add(sums([0, 0, 8]) | {"slots": np.array([0, 0])})
+    assert window.values(steps_left=0)["padding"] == 0
+
+
+def test_in_stage_1_accuracy_is_that_of_each_option():
+    window = Window(ANSWERING)
+    window.add({"count": np.float32(4), "loss": np.float32(8), "correct": np.float32([3, 2, 1]),
+                "router_loss": np.float32(2), "logits": np.float32(0)})
+    values = window.values(steps_left=0)
+    assert values["accuracy"] == {"32": 3 / 4, "16": 2 / 4, "predictor": 1 / 4}
+    assert values["router_loss"] == 0.5 and "mix" not in values
+    assert not window.collapsed()
 
 
 @pytest.mark.parametrize(("steps", "collapsed"), [

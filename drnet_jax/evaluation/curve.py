@@ -116,7 +116,7 @@ def _point(
         ("best_cascade", cascades), ("best_policy", ([routed] if routed else []) + cascades),
     ):
         best[name] = policies.cross_fit(outcomes)[1] if outcomes else None
-        figures[name] = outcomes and _figures(best[name]) | {"is": best[name].name} or None
+        figures[name] = best[name] and _figures(best[name]) | {"is": best[name].name}
     return {
         "budget": budget,
         "of_base": budget / costs.classifier[0],

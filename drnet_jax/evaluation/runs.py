@@ -51,11 +51,9 @@ def run(answers: Iterator[Answers]) -> PolicyRun:
 
 def given(engine: Engine, batches: Batches, choice: np.ndarray) -> Iterator[Answers]:
     """Each image by the option that a table, int [images of the data set], gives it."""
-    queues, predictor = Queues(engine), len(engine.drnet.resolutions)
+    queues = Queues(engine)
     for images, index in batches:
-        batch, options = engine.upload(images), choice[index]
-        own = engine.predict(batch)[1] if (options == predictor).any() else None
-        yield from queues.put(batch, options, index, own)
+        yield from queues.put(engine.upload(images), choice[index], index)
     yield from queues.drain()
 
 

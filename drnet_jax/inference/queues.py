@@ -1,4 +1,4 @@
-"""Queues: an image waits for the bucket of its resolution, which runs when full.
+"""Queues: an image waits for the bucket of its option, which runs when full.
 
 Nothing is simulated: an image is resized to, and classified at, its own resolution only, and one
 that the predictor answers by itself meets no classifier. Queues fill across batches, so that
@@ -30,15 +30,16 @@ Onward = Callable[[Answers], np.ndarray]  # of each, int [N], the option to go o
 
 
 class Queues:
-    """One queue a resolution."""
+    """One queue an option."""
 
     def __init__(self, engine: Engine, onward: Onward | None = None):
         """`onward` says which images go on to another option; by default an answer is the last."""
-        resolutions = len(engine.drnet.resolutions)
+        options = engine.drnet.options
         self._engine, self._onward = engine, onward
-        self._images: list[jax.Array | None] = [None] * resolutions
-        self._tickets: list[list[int]] = [[] for _ in range(resolutions)]
-        # Buckets not yet answered: (images, tickets, index, log-probabilities).
+        self._predictor = len(engine.drnet.resolutions)  # as an option
+        self._images: list[jax.Array | None] = [None] * options
+        self._tickets: list[list[int]] = [[] for _ in range(options)]
+        # Buckets not yet answered: (images, tickets, option, log-probabilities).
         self._running: list[tuple[jax.Array, np.ndarray, int, jax.Array]] = []
 
     def put(
@@ -49,50 +50,58 @@ class Queues:
 
         Args:
             choice: options; DONE takes nothing.
-            own: log-probabilities of the predictor, float32 [B, C], where it is among the options.
+            own: log-probabilities of the predictor, float32 [B, C], where it has seen the batch:
+                what chose it is answered at once. Else it waits for the predictor, too.
 
         Yields what is answered by then; N may be less than the batch size, and 0.
         """
-        size, resolutions = self._engine.batch_size, len(self._images)
-        if (choice == resolutions).any():
+        size, predictor = self._engine.batch_size, self._predictor
+        if own is not None and (choice == predictor).any():
             log_p = np.asarray(own)[: len(choice)]
-            yield from self._settle(batch, choice, tickets, resolutions, log_p)
-        for index in np.unique(choice[(choice != DONE) & (choice < resolutions)]):
-            rows = np.flatnonzero(choice == index)
+            yield from self._settle(batch, choice, tickets, predictor, log_p)
+            choice = np.where(choice == predictor, DONE, choice)
+        for option in np.unique(choice[choice != DONE]):
+            rows = np.flatnonzero(choice == option)
             while len(rows):
-                waiting = self._tickets[index]
+                waiting = self._tickets[option]
                 taken, rows = np.split(rows, [size - len(waiting)])
                 slots = np.full(size, size, np.int32)
                 slots[taken] = np.arange(len(waiting), len(waiting) + len(taken))
-                queue = self._images[index]
+                queue = self._images[option]
                 queue = self._engine.empty() if queue is None else queue
-                self._images[index] = self._engine.append(queue, batch, slots)
+                self._images[option] = self._engine.append(queue, batch, slots)
                 waiting += tickets[taken].tolist()
                 if len(waiting) == size:
-                    yield from self._run(index)
+                    yield from self._run(option)
 
     def drain(self) -> Iterator[Answers]:
         """Yields all that is left, run in padded buckets."""
         while self._running or any(self._tickets):
-            for index, waiting in enumerate(self._tickets):
-                if waiting:
-                    yield from self._run(index)
+            waiting = [option for option, tickets in enumerate(self._tickets) if tickets]
+            # Who goes on from the cheapest, the last, joins those who wait for the dearer.
+            for option in waiting[-1:] if self._onward else waiting:
+                yield from self._run(option)
             while self._running:
                 yield from self._answer()
 
-    def _run(self, index: int) -> Iterator[Answers]:
-        images, tickets = self._images[index], np.array(self._tickets[index])
-        self._running.append((images, tickets, index, self._engine.classify(index, images)))
-        self._tickets[index] = []
+    def _run(self, option: int) -> Iterator[Answers]:
+        images, tickets = self._images[option], np.array(self._tickets[option])
+        by_predictor = option == self._predictor
+        log_p = (
+            self._engine.predict(images)[1] if by_predictor
+            else self._engine.classify(option, images)
+        )
+        self._running.append((images, tickets, option, log_p))
+        self._tickets[option] = []
         if self._onward:  # some of these images may be needed again: no others are put over them
-            self._images[index] = None
+            self._images[option] = None
         if len(self._running) > IN_FLIGHT:
             yield from self._answer()
 
     def _answer(self) -> Iterator[Answers]:
-        images, tickets, index, log_p = self._running.pop(0)
-        here = np.full(len(tickets), index)
-        yield from self._settle(images, here, tickets, index, np.asarray(log_p)[: len(tickets)])
+        images, tickets, option, log_p = self._running.pop(0)
+        here = np.full(len(tickets), option)
+        yield from self._settle(images, here, tickets, option, np.asarray(log_p)[: len(tickets)])
 
     def _settle(
         self, batch: jax.Array, choice: np.ndarray, tickets: np.ndarray, option: int,
@@ -131,12 +140,9 @@ def cascade(
         mine = which(answers.tickets)
         return np.where(doubt[mine, np.arange(len(mine))], following[mine], DONE)
 
-    queues, predictor = Queues(engine, onward), len(engine.drnet.resolutions)
-    first = np.array([each.options[0] for each in cascades])
+    queues, first = Queues(engine, onward), np.array([each.options[0] for each in cascades])
     for images, tickets in batches:
-        batch, choice = engine.upload(images), first[which(tickets)]
-        own = engine.predict(batch)[1] if (choice == predictor).any() else None
-        yield from queues.put(batch, choice, tickets, own)
+        yield from queues.put(engine.upload(images), first[which(tickets)], tickets)
     yield from queues.drain()
 
 

@@ -228,7 +228,8 @@ class Window:
             logged["entropy"] = routing.entropy(mix)
             if "slots" in means:
                 in_buckets = mix[: len(self._costs.resolutions)].sum()
-                logged["padding"] = float(1 - in_buckets / means["slots"].sum())
+                slots = means["slots"].sum()  # none if the predictor answers every image
+                logged["padding"] = float(1 - in_buckets / slots) if slots else 0.0
         else:
             logged["accuracy"] = by_option(self._costs.options, means["correct"])
         if "router_loss" in means:
