@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "drnet_jax").rglob("*.py"))
 ORDER = [
     "errors", "config", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
-    "drnet", "cost", "devices", "data",
+    "drnet", "products", "cost", "devices", "data",
     "checkpoint", "inference", "evaluation", "api", "train", "benchmark", "plan",
     "commands", "main", "__main__",
 ]

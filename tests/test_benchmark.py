@@ -39,7 +39,7 @@ CONFIG = [
     "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
     f"--config.resolutions={RESOLUTIONS}", "--config.predictor.resolution=8",
     "--config.bucket_multiple=4", "--config.data.name=folder",
-    "--config.router.objective=gumbel", "--config.budget=0",
+    "--config.router.objective=gumbel", "--config.budget=0", "--config.predictor.classifies=False",
 ]
 # Turns of a second are for figures, and here are none.
 SHORT_TURNS = """

@@ -263,7 +263,7 @@ def test_dropout_is_drawn_from_the_key_in_training_alone():
     def logits(train, seed):
         key = jax.random.key(seed)
         return (drnet.classify(0, params, batch_stats, images, train, key=key)[0],
-                drnet.score(params, batch_stats, images, train, key)[0])
+                drnet.predict(params, batch_stats, images, train, key)[0].options)
 
     for first, again, other in zip(*(logits(True, seed) for seed in (1, 1, 2)), strict=True):
         np.testing.assert_array_equal(first, again)
@@ -303,9 +303,9 @@ def test_the_predictor_drops_the_same_when_it_chooses_and_when_it_learns():
     for device in (0, 1):
         of_device = Plan(None, None, None, plan.key[device : device + 1])
         images = batch["image"][4 * device : 4 * device + 4]
-        halves.append(drnet.score(
+        halves.append(drnet.predict(
             state.params, state.batch_stats, images, True,
-            of_device.dropout_key(len(RESOLUTIONS)))[0])
+            of_device.dropout_key(len(RESOLUTIONS)))[0].options)
     logits = jnp.concatenate(halves)
     np.testing.assert_array_equal(plan.choice, jnp.argmax(jax.nn.log_softmax(logits) + noise, -1))
     assert not np.allclose(halves[0][0], halves[1][0])

@@ -14,7 +14,7 @@ from drnet_jax.inference.engine import (
     append_program,
     choose_program,
     classify_program,
-    score_program,
+    predict_program,
 )
 from drnet_jax.ops import traced_for
 from drnet_jax.resolutions import only
@@ -69,7 +69,7 @@ def programs(which):
         for shape, kind in (((2,), np.float32), ((), np.float32), ((8,), np.int32))
     )
     return [
-        (score_program(drnet, mesh, 8), (*predictor, images)),
+        (predict_program(drnet, mesh, 8), (*predictor, images)),
         (choose_program(drnet, mesh, 8), (*predictor, images, costs, price)),
         (append_program(mesh, 8), (images, images, slots)),
         *(

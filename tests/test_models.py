@@ -73,12 +73,12 @@ def test_parameter_counts_are_the_published_ones(name, count):
 
 
 def test_parameter_count_of_the_predictor():
-    net = build_predictor(Predictor(name="resnet10", width=1.0, resolution=128), 3, "float32")
+    net = build_predictor(Predictor("resnet10", 1.0, 128, classifies=False), 3, 10, "float32")
     assert parameter_count(net) == 4_907_331
 
 
 def test_parameter_count_of_the_cheap_predictor_by_hand():
-    net = build_predictor(Predictor(name="convnet", width=0.5, resolution=32), 3, "float32")
+    net = build_predictor(Predictor("convnet", 0.5, 32, classifies=False), 3, 10, "float32")
     convolutions = 9 * (4 * 3 * 16 + 16 * 32 + 32 * 64)
     assert parameter_count(net) == convolutions + 2 * (16 + 32 + 64) + 64 * 3 + 3
 
@@ -188,4 +188,4 @@ def test_an_unknown_network_is_named_in_the_message(name):
         build_classifier(dataclasses.replace(MODEL, name=name), 10, "float32")
     assert repr(name) in str(error.value)
     with pytest.raises(UserError, match=r"predictor\.name"):
-        build_predictor(Predictor(name=name, width=0.5, resolution=32), 3, "float32")
+        build_predictor(Predictor(name, 0.5, 32, classifies=True), 3, 10, "float32")

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import AXIS, per_device
+from drnet_jax.drnet import Prediction
 from drnet_jax.errors import UserError
 from drnet_jax.train import objectives
 from drnet_jax.train.objectives import Feedback, GumbelObjective, OutcomeObjective, make_objective
@@ -46,10 +47,11 @@ def test_outcome_loss_and_gradient_by_numpy():
     logits, count = jnp.array(LOGITS[:4]), 8.0  # four more samples are on another device
 
     feedback = Feedback(
-        jnp.array(NOISE[:4]), jnp.array(choice), jnp.array(entropy), jnp.zeros((4, 3)),
-        mix=jnp.array([0.25, 0.25, 0.5]), count=count,
+        jnp.zeros(4, jnp.int32), jnp.array(NOISE[:4]), jnp.array(choice), jnp.array(entropy),
+        jnp.zeros((4, 3)), mix=jnp.array([0.25, 0.25, 0.5]), count=count,
     )
-    (value, told), grads = jax.value_and_grad(OUTCOME.loss, has_aux=True)(logits, feedback)
+    (value, told), grads = jax.value_and_grad(
+        lambda logits: OUTCOME.loss(Prediction(logits, None), feedback), has_aux=True)(logits)
     p, target = 1 / (1 + np.exp(-LOGITS[np.arange(4), choice])), np.exp(-entropy)
     expected = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum()
     np.testing.assert_allclose((value, told), (expected / 8, expected), rtol=1e-5)

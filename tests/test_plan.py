@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from drnet_jax import buckets
-from drnet_jax.cost import model_costs, variable_shapes
+from drnet_jax.cost import model_costs
 from drnet_jax.devices import Program
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
@@ -21,6 +21,7 @@ from drnet_jax.plan.compiler import Failure, analyse
 from drnet_jax.plan.report import reference_text
 from drnet_jax.plan.report import text as text_of
 from drnet_jax.plan.target import Chip, Target
+from drnet_jax.products import variable_shapes
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.state import create_state
 from tests.tiny import CLASSES, mesh_of, tiny_config
@@ -101,7 +102,7 @@ def test_every_program_that_a_run_begins_with_is_there(compiled):
         ("finetune", "route"),
         *(("finetune", f"bucket {at} x{size}") for at, both in sizes.items() for size in both),
         ("finetune", "update of stage 2"),
-        ("inference", "score x8"),
+        ("inference", "predict x8"),
         ("inference", "choose x8"),
         ("inference", "append x8"),
         *(("inference", f"classify {at} x8") for at in sizes),
@@ -267,7 +268,7 @@ def test_the_command_line(tmp_path):
          "--config.classifier.name=tests.tiny:TinyNet", "--config.classifier.width=1.0",
          "--config.predictor.name=tests.tiny:TinyNet", "--config.predictor.width=1.0",
          "--config.resolutions=(16, 8)", "--config.predictor.resolution=8",
-         "--config.classifier.classes=3", "--config.budget=1.2e-5", "--mix=0.5,0.5"],
+         "--config.classifier.classes=3", "--config.budget=1.2e-5", "--mix=0.4,0.3,0.3"],
         cwd=ROOT, text=True, capture_output=True, timeout=300,
         env=os.environ | {
             "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},

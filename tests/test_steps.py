@@ -174,7 +174,7 @@ def reference(trainer, variables, batch, noise):
     size = len(batch["label"])
 
     def log_probabilities(params, images):
-        logits, moments = drnet.score(params, batch_stats, images, True)
+        (logits, _), moments = drnet.predict(params, batch_stats, images, True)
         return jax.nn.log_softmax(logits), moments, jnp.sum(logits)
 
     choose = jax.jit(lambda image, g: jnp.argmax(log_probabilities(params, image)[0] + g, -1))
@@ -539,7 +539,8 @@ class Affine(nn.Module):
 
 
 def lookup_drnet():
-    return DRNet(Affine(), LookUp(), RESOLUTIONS, ("16", "12", "8"), 8, jax.nn.log_softmax)
+    keys = tuple(map(str, RESOLUTIONS))
+    return DRNet(Affine(), LookUp(), RESOLUTIONS, keys, 8, False, jax.nn.log_softmax)
 
 
 def flat_batch(samples):

@@ -70,14 +70,15 @@ TinyResNet = functools.partial(ResNet, blocks=(1, 1), block=Bottleneck)
 
 
 def tiny_config(overrides: dict[str, Any] | None = None) -> Config:
-    """The default config with tiny networks, and `overrides` by dotted key."""
+    """The default config with tiny networks, the paper's predictor, and `overrides` by dotted key.
+    """
     default = config_files.default_beside(str(Path(__file__).parents[1] / "configs" / "default.py"))
     leaves = traverse_util.flatten_dict(default.to_dict(), sep=".") | {
         "batch_size": 8, "bucket_multiple": 4, "bucket_lead": 0,
         "classifier.name": "tests.tiny:TinyNet", "classifier.width": 1.0,
         "classifier.classes": CLASSES, "resolutions": RESOLUTIONS,
         "predictor.name": "tests.tiny:TinyPredictor", "predictor.width": 2.0,
-        "predictor.resolution": 8,
+        "predictor.resolution": 8, "predictor.classifies": False,
     } | (overrides or {})
     return parse(traverse_util.unflatten_dict(leaves, sep="."))
 
@@ -180,7 +181,7 @@ class Trainer:
         self, state: TrainState, batch: dict[str, np.ndarray], seed: int = 0,
         noise: np.ndarray | None = None,
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One step, with `noise` [B, R] if given; (state, metrics) with numpy leaves in the latter.
+        """One step, with `noise` [B, O] if given; (state, metrics) with numpy leaves in the latter.
         """
         batch = put_batch(self.mesh, batch)
         key = jax.device_put(jax.random.key(seed), replicated(self.mesh))

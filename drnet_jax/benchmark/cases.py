@@ -41,7 +41,7 @@ class Contestant(Case):
 
 
 def deal(mix: np.ndarray, images: int, seed: int) -> np.ndarray:
-    """Choices int32 [images] in the proportions mix [R], as exactly as whole images allow."""
+    """Choices int32 [images] in the proportions mix [O], as exactly as whole images allow."""
     ends = np.round(np.cumsum(mix) / np.sum(mix) * images).astype(int)
     choice = np.repeat(np.arange(len(mix), dtype=np.int32), np.diff(ends, prepend=0))
     return np.random.default_rng(seed).permutation(choice)
@@ -108,9 +108,9 @@ def training(
 
         return Contestant(name, size, call, "training", TRAINING_PASSES * multiply_adds, padded)
 
-    # Pretraining with a single candidate is plain training.
+    # Pretraining with a single candidate, and no predictor, is plain training.
     plain = dataclasses.replace(
-        drnet, resolutions=drnet.resolutions[:1], norm_keys=drnet.norm_keys[:1]
+        drnet, resolutions=drnet.resolutions[:1], norm_keys=drnet.norm_keys[:1], classifies=False
     )
     optimizers = {stage: make_optimizer(config, stage, STEPS_PER_EPOCH) for stage in STAGES}
     static = make_step(
@@ -127,8 +127,7 @@ def training(
     yield contestant("dense", forced(True), sum(costs.classifier) + costs.predictor)
     bucketed, local = forced(False), size // mesh.size
     slots = bucketed.sizes.advance(bucketed.deal_out(choice.tobytes())[1].tolist(), local)
-    in_buckets = np.sum(choice < len(slots)) / mesh.size
-    padded = 1 - in_buckets / sum(slots) if sum(slots) else 0.0
+    padded = _padding(np.sum(choice < len(slots)), mesh.size * sum(slots))
     yield contestant("bucketed", bucketed, _mean_cost(costs, choice), padded)
 
 
@@ -150,6 +149,11 @@ def initial_state(step: Step, key: jax.Array) -> TrainState:
 def _mean_cost(costs: Costs, choice: np.ndarray) -> float:
     mix = np.bincount(choice, minlength=len(costs.options)) / len(choice)
     return costs.mean(mix.tolist(), with_predictor=True)
+
+
+def _padding(images: int, rows: int) -> float:
+    """The share of `rows` that are none of the images; 0 where the classifier has none to run."""
+    return float(1 - images / rows) if rows else 0.0
 
 
 def inference(
@@ -191,7 +195,7 @@ def inference(
         ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0)[0],
          costs.predictor, 0.0),
         ("routed", len(choice), routed, _mean_cost(costs, choice),
-         1 - counts.sum() / max(1, full.sum())),
+         _padding(counts.sum(), full.sum())),
     ):
         yield Contestant(name, per_call, call, "inference", cost, padded)
 

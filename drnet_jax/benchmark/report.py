@@ -14,13 +14,11 @@ def text(report: dict[str, Any]) -> str:
     """The report as tables."""
     config, environment = report["config"], report["environment"]
     classifier, predictor = config["classifier"], config["predictor"]
-    mix = percentages(report["mix"])
     sections = [
         f"{classifier['name']} of width {classifier['width']:g}, {config['dtype']}; predictor "
         f"{predictor['name']} of width {predictor['width']:g} at {predictor['resolution']}\n"
         f"batch size {config['batch_size']} in training and {config['evaluation']['batch_size']} "
-        f"in inference, {mix} % at "
-        f"{'/'.join(map(str, config['resolutions']))} px, seed {config['seed']}, medians of "
+        f"in inference, {_mix(report)}, seed {config['seed']}, medians of "
         f"{report['repeats']} turns\n"
         f"jax {environment['jax']}, {environment['devices']} x {environment['device']}, "
         f"{environment['cores']} cores"
@@ -43,16 +41,14 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
     """Reports of one machine, that differ in config alone, as a Markdown table."""
     config, environment = reports[0]["config"], reports[0]["environment"]
     classifier = config["classifier"]
-    mix = percentages(reports[0]["mix"])
     header = ("", "images/s", "range", "multiply-adds an image", "over static", "realised",
               "padded %", "compile s")
     lines = [
-        f"{classifier['name']} of width {classifier['width']:g}, {mix} % at "
-        f"{'/'.join(map(str, config['resolutions']))} px, batch {config['batch_size']} in training "
-        f"and {config['evaluation']['batch_size']} in inference, seed {config['seed']}, medians of "
-        f"{reports[0]['repeats']} turns, on {environment['devices']} x {environment['device']} "
-        f"({environment['cores']} CPU cores, jax {environment['jax']}, Python "
-        f"{environment['python']})",
+        f"{classifier['name']} of width {classifier['width']:g}, {_mix(reports[0])}, batch "
+        f"{config['batch_size']} in training and {config['evaluation']['batch_size']} in "
+        f"inference, seed {config['seed']}, medians of {reports[0]['repeats']} turns, on "
+        f"{environment['devices']} x {environment['device']} ({environment['cores']} CPU cores, "
+        f"jax {environment['jax']}, Python {environment['python']})",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -64,6 +60,12 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
             label = f"{dtype}, {row['group']}, {name}"
             lines.append(f"| {' | '.join([label, *cells])} |")
     return "\n".join(lines)
+
+
+def _mix(report: dict[str, Any]) -> str:
+    mix, resolutions = report["mix"], report["config"]["resolutions"]
+    own = " and by the predictor" * (len(mix) > len(resolutions))
+    return f"{percentages(mix)} % at {'/'.join(map(str, resolutions))} px{own}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _row(
         "images_per_second", "slowest" and "fastest" of the turns; "multiply_adds" of an image;
         "over_static", "over_pytorch" (if it was timed), ratios of images/s; "realised"; "padded", a
         share of the rows; "compile_seconds"; and where the mix was forced "chosen", the images of
-        one call that ran at each resolution [R], as the call itself reports them.
+        one call that each option [O] answered, as the call itself reports them.
     """
     (group, name), (case, timed) = key, found[key]
     static, static_timed = found[group, "static"]

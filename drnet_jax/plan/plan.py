@@ -46,7 +46,7 @@ def plan(
     Args:
         config: with `classifier.classes` set; `batch_size` is the global batch.
         target: the devices.
-        mix: [R], the share of the images at each resolution in stage 2; None is the same for all.
+        mix: [O], the share of the images of each option in stage 2; None is the same for all.
         utilisation: the share of the devices' published FLOP/s that is assumed to be reached.
         images: in an epoch; None: not known.
 

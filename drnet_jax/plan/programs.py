@@ -64,7 +64,7 @@ def compiled(
         buckets.padded_size(
             min(local, math.ceil(share / sum(mix) * local)), config.bucket_multiple, local
         )
-        for share in mix
+        for share in mix[: len(drnet.resolutions)]
     ]
     of_group = {
         # The whole batch serves until a smaller size is compiled.

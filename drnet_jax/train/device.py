@@ -209,7 +209,8 @@ def add_dense(
     """Adds all resolutions for all samples: the full gradient of Eq. 11, at R times the cost.
 
     The loss is the cross-entropy of y = sum_j h_j F_j(x), and every entry of h gets its
-    derivative. The classifier's gradient and the statistics are those of the buckets.
+    derivative. The classifier's gradient and the statistics are those of the buckets; it has
+    nothing to learn from a sample that it does not answer.
     """
     indices = range(len(drnet.resolutions))
     hard = jax.nn.one_hot(plan.choice, len(drnet.resolutions))
@@ -225,6 +226,7 @@ def add_dense(
         ]
         logits = jnp.stack([logits for logits, _ in passes], axis=1)  # [B, R, C]
         losses = objectives.cross_entropy(jnp.einsum("br,brc->bc", hard, logits), batch["label"])
+        losses = jnp.where(plan.choice < len(passes), losses, 0)
         moments = [moments for _, moments in passes]
         return jnp.sum(losses) / _global_size(batch), (losses, logits, moments)
 

@@ -121,8 +121,7 @@ class Step:
             *found, metrics = gradients(state, *rest)
             return update.apply_gradients(self.optimizer, state, *found), metrics
 
-        specs, out_specs = (EVERYWHERE, *specs), (EVERYWHERE, EVERYWHERE)
-        return Program.mapped(name, self.mesh, move, specs, out_specs, donate=(0,))
+        return Program.mapped(name, self.mesh, move, (EVERYWHERE, *specs), EVERYWHERE, donate=(0,))
 
     def rows(self, batch: Tree) -> int:
         """Of a global batch those of one device."""

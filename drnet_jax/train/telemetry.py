@@ -1,15 +1,16 @@
 """Telemetry, or logging: a progress bar, metrics.jsonl, TensorBoard events, and warnings.
 
 A line of metrics.jsonl is a JSON object with `kind`, `step` (counted over both stages) and `time`
-(seconds since 1970). A cost is `multiply_adds` of one image, a mix the share of the images at each
-resolution, `{"64": 0.5, ...}`; accuracies and shares are between 0 and 1.
+(seconds since 1970). A cost is `multiply_adds` of one image, a mix the share of the images of each
+option, `{"64": 0.5, ..., "predictor": 0.1}`; accuracies and shares are between 0 and 1.
 
     train       means over the steps since the line before: `stage`, `loss` (cross-entropy, in stage
                 1 summed over the resolutions), `learning_rate` (the last step's, of the
                 classifier), `images_per_second`, `data_wait` and `compile_wait` (shares of the
-                time), `seconds_left` of the stage; `accuracy`, in stage 1 by resolution; in stage 2
-                `mix`, `multiply_adds` (the predictor's included), `entropy` of the mix in nats,
-                `router_loss` and `padding` (the share of the buckets' rows that are no image)
+                time), `seconds_left` of the stage; `accuracy`, in stage 1 by option; `router_loss`,
+                in stage 1 of a predictor that knows the classes; in stage 2 `mix`,
+                `multiply_adds` (the predictor's included), `entropy` of the mix in nats, and
+                `padding` (the share of the buckets' rows that are no image)
     validation  `stage`, and what `drnet_jax.train.validation` found
     compile     `program`, `seconds`, and `waited`, those for which the run stood still
 
@@ -35,7 +36,7 @@ from drnet_jax.cost import Costs
 from drnet_jax.devices import Compilation
 from drnet_jax.formatting import by_option
 
-COLLAPSED = 0.99  # share of one resolution in a window from which on the router has collapsed
+COLLAPSED = 0.99  # share of one option in a window from which on the router has collapsed
 HINT = (
     "every image goes to one resolution, so the router decides nothing. "
     "config.router.objective='outcome' keeps to a budget without this; with 'gumbel' try a higher "
@@ -241,8 +242,8 @@ class Window:
         return logged
 
     def collapsed(self) -> bool:
-        """Whether one resolution, of several, took nearly all the images of the window."""
-        if "chosen" not in self._sums or len(self._costs.resolutions) == 1:
+        """Whether one option, of several, took nearly all the images of the window."""
+        if "chosen" not in self._sums or len(self._costs.options) == 1:
             return False
         chosen = self._sums["chosen"]
         return bool(np.max(chosen.total) >= COLLAPSED * chosen.count)
