@@ -24,6 +24,14 @@ def test_plan_by_hand():
     np.testing.assert_array_equal(counts, [1, 1, 2])
 
 
+def test_what_the_predictor_answers_is_in_no_bucket():
+    order, counts = plan(jnp.array([2, 0, 2, 1], jnp.int32), 2)
+    np.testing.assert_array_equal(counts, [1, 1])
+    np.testing.assert_array_equal(order, np.transpose([[1, 0, 2, 3], [3, 0, 1, 2]]))
+    order, counts = plan(jnp.array([2, 2], jnp.int32), 2)
+    np.testing.assert_array_equal(counts, [0, 0])
+
+
 def test_plan_with_empty_and_full_buckets():
     order, counts = plan(jnp.array([1, 1, 1], jnp.int32), 3)
     np.testing.assert_array_equal(order, np.transpose([[0, 1, 2]] * 3))

@@ -140,6 +140,14 @@ def test_impossible_value(key, value):
     assert re.fullmatch(pattern, str(raised.value))
 
 
+def test_the_papers_objective_has_the_papers_predictor():
+    with pytest.raises(UserError) as raised:
+        parse(default_with("router.objective", "gumbel"))
+    assert str(raised.value) == (
+        "config.predictor.classifies: expected False with config.router.objective='gumbel', whose "
+        "predictor is the paper's, received True")
+
+
 NUMBERS = sorted(key for key, value in traverse_util.flatten_dict(load().to_dict(), sep=".").items()
                  if isinstance(value, float))
 

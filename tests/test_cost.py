@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from drnet_jax.config import parse
@@ -75,6 +76,51 @@ def test_mean_by_hand():
 def test_mean_refuses_a_bad_mix(mix):
     with pytest.raises(UserError, match="mix: expected 2 shares, one for each of 32, 16, "):
         COSTS.mean(mix, with_predictor=False)
+
+
+KNOWING = dataclasses.replace(COSTS, classifies=True)
+
+
+def test_the_predictors_own_answer_by_hand():
+    assert (COSTS.options, KNOWING.options) == (("32", "16"), ("32", "16", "predictor"))
+    # What routing charges, what a routed image costs, and what a pass of each costs by itself.
+    for found, expected in (
+        (COSTS.charged, [1000, 200]), (KNOWING.charged, [1000, 200, 0]),
+        (COSTS.routed, [1050, 250]), (KNOWING.routed, [1050, 250, 50]),
+        (COSTS.passes, [1000, 200]), (KNOWING.passes, [1000, 200, 50]),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert KNOWING.charged.dtype == np.float32
+    assert KNOWING.mean([0.25, 0.25, 0.5], with_predictor=False) == 300
+    assert KNOWING.mean([0.25, 0.25, 0.5], with_predictor=True) == 350
+    with pytest.raises(UserError, match="mix: expected 3 shares, one for each of 32, 16, pred"):
+        KNOWING.mean([0.5, 0.5], with_predictor=True)
+
+
+@pytest.mark.parametrize(("costs", "low", "words"), [
+    (COSTS, 250, "the predictor, and 16 px for all"), (KNOWING, 50, "the predictor"),
+])
+def test_budgets_reach_down_to_the_cheapest_option(costs, low, words):
+    for budget in (0, low, 1050):
+        costs.check_budget(budget)
+    for budget in (0.99 * low, 1.01 * 1050):
+        message = rf"expected {low / 1e9:g} \({words}\) to 1\.05e-06 \(the predictor, and 32 px"
+        with pytest.raises(UserError, match=message):
+            costs.check_budget(budget)
+
+
+def test_whole_model_whose_predictor_knows_the_classes(resnet50):
+    config = imagenet()
+    found = model_costs(dataclasses.replace(
+        config, router=dataclasses.replace(config.router, objective="outcome"),
+        predictor=dataclasses.replace(config.predictor, classifies=True)), 1000)
+    # 512 features: 1,000 classes and a fourth option; three numbers more for each of the four.
+    assert found.predictor - resnet50.predictor == 512 * 1001 + 3 * 4
+    assert found.parameters.predictor - resnet50.parameters.predictor == 513 * 1001 + 3 * 4
+    assert found.classifier == resnet50.classifier
+    assert found.classifies and not resnet50.classifies
+    (layers,) = found.layers["predictor"].values()
+    assert [layer.path for layer in layers[-2:]] == ["network/head", "sure"]
 
 
 

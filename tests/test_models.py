@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
 from drnet_jax.models import NETWORKS, build_classifier, build_predictor, convnet
 from drnet_jax.models.norm import MOMENTS
+from drnet_jax.models.predictor import ClassifyingPredictor, sureness
 from drnet_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from drnet_jax.products import layer_costs, multiply_adds
 
 MODEL = Classifier(name="resnet18", width=0.125, classes=0, resolution_aware_norm=True)
 CHANNELS = 8  # of its first stage
@@ -176,6 +179,77 @@ def test_bfloat16_computes_low_and_keeps_parameters_statistics_and_logits_high()
     inner = {name: value for name, value in state["intermediates"].items()
              if name not in ("__call__", "head")}
     assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype("bfloat16")}
+
+
+# --- the predictor that knows the classes ---
+
+
+def test_how_sure_an_answer_is_by_hand():
+    logits = 5 + np.log([[6, 3, 1], [1, 1, 1], [1, 4, 4]])
+    expected = [
+        [0.6, 0.3, -(0.6 * np.log(0.6) + 0.3 * np.log(0.3) + 0.1 * np.log(0.1)) / np.log(3)],
+        [1 / 3, 0, 1],
+        [4 / 9, 0, -(8 / 9 * np.log(4 / 9) + 1 / 9 * np.log(1 / 9)) / np.log(3)],
+    ]
+    np.testing.assert_allclose(sureness(jnp.array(logits)), expected, rtol=1e-5, atol=1e-6)
+    # Where a probability is 0 in float32 it adds nothing to the entropy.
+    np.testing.assert_allclose(sureness(jnp.array([[0.0, 300.0]])), [[1, 1, 0]], atol=1e-6)
+
+
+class Outputs(nn.Module):
+    """A network of parameters that are what it says of two images: of 3 classes and 2 options."""
+
+    @nn.compact
+    def __call__(self, x, train, mask=None):
+        return self.param("outputs", nn.initializers.zeros, (2, 5))
+
+
+def test_options_see_how_sure_the_answer_is_and_do_not_teach_it():
+    net = ClassifyingPredictor(Outputs(), classes=3, options=2)
+    outputs, kernel, weights = draw((2, 5)), draw((3, 2), 1), draw((2, 2), 2)
+    params = {"network": {"outputs": outputs}, "sure": {"kernel": kernel}}
+    shapes = jax.tree.map(jnp.shape, net.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), True))
+    assert shapes == {"params": jax.tree.map(jnp.shape, params)}
+
+    def run(params):
+        return net.apply({"params": params}, jnp.zeros((2, 8, 8, 3)), True)
+
+    sure = sureness(outputs[:, :3])
+    np.testing.assert_allclose(
+        run(params), np.hstack([outputs[:, :3], outputs[:, 3:] + sure @ kernel]), rtol=1e-5)
+
+    grads = jax.grad(lambda params: jnp.sum(weights * run(params)[:, 3:]))(params)
+    np.testing.assert_array_equal(
+        grads["network"]["outputs"], np.hstack([np.zeros((2, 3)), weights]))
+    np.testing.assert_allclose(grads["sure"]["kernel"], sure.T @ weights, rtol=1e-5)
+    # The other way round, an answer is an answer, whatever the options make of it.
+    grads = jax.grad(lambda params: jnp.sum(run(params)[:, :3]))(params)
+    np.testing.assert_array_equal(
+        grads["network"]["outputs"], np.hstack([np.ones((2, 3)), np.zeros((2, 2))]))
+    assert not grads["sure"]["kernel"].any()
+
+
+def test_counts_of_the_predictor_that_knows_the_classes_by_hand():
+    plain, knowing = (
+        build_predictor(Predictor("convnet", 0.5, 32, classifies), options, 10, "float32")
+        for classifies, options in ((False, 3), (True, 4)))
+    # 64 features: of each class and of the option to answer a weight each, and a bias; and of four
+    # options three weights, on how sure the answer is.
+    assert parameter_count(knowing) - parameter_count(plain) == (64 + 1) * 11 + 3 * 4
+    counts = [multiply_adds(layer_costs(net, 32)) for net in (knowing, plain)]
+    assert counts[0] - counts[1] == 64 * 11 + 3 * 4
+
+
+def test_the_predictors_answers_are_float32_in_bfloat16():
+    net = build_predictor(Predictor("convnet", 0.5, 32, True), 4, 10, "bfloat16", (32,))
+    variables = shapes_of(net)
+    logits, state = jax.eval_shape(
+        functools.partial(net.apply, train=True, mutable=[MOMENTS]), variables,
+        jnp.zeros((2, 32, 32, 3)))
+    assert logits.shape == (2, 14)
+    assert state[MOMENTS]["network"].keys() == variables["batch_stats"]["network"].keys()
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, state))} == {
+        jnp.dtype("float32")}
 
 
 # --- names ---

@@ -60,11 +60,111 @@ def test_outcome_loss_and_gradient_by_numpy():
     np.testing.assert_allclose(grads, by_hand, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_step_moves_predictor_and_classifier(devices):
-    trainer = Trainer(devices, objective=OUTCOME)
+# --- Of a predictor that knows the classes, and may answer ---------------------------------------
+
+KNOWING = dataclasses.replace(OUTCOME, costs=(100, 60, 20, 0))  # four options
+OPTIONS = np.random.default_rng(2).normal(size=(4, 4)).astype(np.float32)
+OWN = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32)  # of five classes
+LABEL = np.array([4, 0, 2, 2])
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def binary(p, target):
+    return -(target * np.log(p) + (1 - target) * np.log(1 - p))
+
+
+@pytest.mark.parametrize("target", [0.0, 7.0, 20.0, 50.0])
+def test_batches_cost_less_than_the_cheapest_resolution_where_the_predictor_answers(target):
+    noise = np.random.default_rng(1).gumbel(size=(64, 4)).astype(np.float32)
+    logits = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    choice = chosen_on(1, dataclasses.replace(KNOWING, target=target), logits, noise)
+    cost = np.array(KNOWING.costs)[choice].mean()
+    assert target - 40 / 64 * 2 <= cost <= target
+    assert (choice == 3).any()
+
+
+def test_outcome_loss_and_gradient_of_a_predictor_that_answers_by_numpy():
+    # The second sample and the last are answered by the predictor; four more are elsewhere.
+    choice, entropy = np.array([0, 3, 2, 3]), np.array([0.1, 0, 0.7, 0], np.float32)
+    feedback = Feedback(
+        jnp.array(LABEL), jnp.zeros((4, 4)), jnp.array(choice), jnp.array(entropy),
+        jnp.zeros((4, 3)), mix=jnp.full(4, 0.25), count=8.0,
+    )
+    (value, told), grads = jax.value_and_grad(
+        lambda prediction: KNOWING.loss(prediction, feedback), has_aux=True
+    )(Prediction(jnp.array(OPTIONS), jnp.array(OWN)))
+
+    rows = np.arange(4)
+    own = -log_softmax(OWN)[rows, LABEL]
+    # The probability that the answering network gave the label.
+    target = np.exp(-np.where(choice == 3, own, entropy))
+    p = sigmoid(OPTIONS[rows, choice])
+    options, classes = binary(p, target).sum(), own.sum()
+    np.testing.assert_allclose((value, told), ((options + classes) / 8, options), rtol=1e-5)
+    by_hand = np.zeros((4, 4))
+    by_hand[rows, choice] = (p - target) / 8
+    np.testing.assert_allclose(grads.options, by_hand, atol=1e-6)
+    # It learns the classes of every sample, and from nothing but them: a target is no loss.
+    by_hand = (np.exp(log_softmax(OWN)) - np.eye(5)[LABEL]) / 8
+    np.testing.assert_allclose(grads.classes, by_hand, atol=1e-6)
+
+
+TEACHER = np.exp(log_softmax(np.random.default_rng(4).normal(size=(4, 5)))).astype(np.float32)
+TRUST = np.random.default_rng(5).uniform(size=(4, 3)).astype(np.float32)
+
+
+def pretrain_loss(label, distillation):
+    """((loss, options' part), gradient with respect to what the predictor says)."""
+    def loss(prediction):
+        return objectives.pretrain_loss(prediction, label, TEACHER, TRUST, distillation)
+
+    prediction = Prediction(jnp.array(OPTIONS), jnp.array(OWN))
+    return jax.value_and_grad(loss, has_aux=True)(prediction)
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.25, 1.0])
+def test_the_loss_in_stage_1_and_its_gradient_by_numpy(distillation):
+    (value, told), grads = pretrain_loss(LABEL, distillation)
+    # What the base thinks of the answer: of each resolution's, and of the predictor's own.
+    trust = np.column_stack([TRUST, TEACHER[np.arange(4), OWN.argmax(1)]])
+    options = binary(sigmoid(OPTIONS), trust).sum()
+    target = (1 - distillation) * np.eye(5)[LABEL] + distillation * TEACHER
+    classes = -(target * log_softmax(OWN)).sum()
+    np.testing.assert_allclose((value, told), (options + classes, options), rtol=1e-5)
+    np.testing.assert_allclose(grads.options, sigmoid(OPTIONS) - trust, atol=1e-6)
+    np.testing.assert_allclose(grads.classes, np.exp(log_softmax(OWN)) - target, atol=1e-6)
+
+
+def test_no_label_is_in_the_options_part_and_none_where_all_is_distilled():
+    other = (LABEL + 1) % 5
+    ((_, told), grads), ((_, told_of_other), of_other) = (
+        pretrain_loss(label, 0.25) for label in (LABEL, other))
+    assert told == told_of_other
+    np.testing.assert_array_equal(grads.options, of_other.options)
+    assert (grads.classes != of_other.classes).any()
+    ((value, _), _), ((value_of_other, _), _) = (
+        pretrain_loss(label, 1.0) for label in (LABEL, other))
+    assert value == value_of_other
+
+
+# --- Steps, and what a config makes of the objectives ---------------------------------------------
+
+
+@pytest.mark.parametrize(("devices", "classifies"), [(1, False), (2, False), (2, True)])
+def test_a_step_moves_predictor_and_classifier(devices, classifies):
+    objective = KNOWING if classifies else OUTCOME
+    trainer = Trainer(
+        devices, objective=objective, overrides={"predictor.classifies": classifies})
     state, metrics = trainer.run(trainer.state(), random_batch(8))
-    assert metrics["chosen"] @ np.array(COSTS) / 8 <= 50
+    assert metrics["chosen"].shape == (len(objective.costs),) and metrics["chosen"].sum() == 8
+    assert metrics["chosen"] @ np.array(objective.costs) / 8 <= 50
     assert metrics["router_loss"] > 0
     for name in ("predictor", "shared"):
         leaves = jax.tree.leaves(gradients(state)[name])
@@ -78,6 +178,9 @@ COUNTED = Costs((16, 12, 8), (4_000_000_000, 2_000_000_000, 1_000_000_000), 300_
 def test_the_target_includes_the_predictor_and_alpha_does_not():
     config = tiny_config({"budget": 2.8, "router.outcome.exploration": 0.3})
     assert make_objective(config, COUNTED) == OutcomeObjective(COUNTED.classifier, 2.5e9, 0.3)
+    knowing = dataclasses.replace(COUNTED, classifies=True)
+    assert make_objective(config, knowing) == OutcomeObjective(
+        (*COUNTED.classifier, 0), 2.5e9, 0.3)
     gumbel = make_objective(tiny_config({"router.objective": "gumbel"}), COUNTED)
     assert gumbel == GumbelObjective(COUNTED.classifier, 2.5e9, 0.2, 1.0)
 

@@ -16,6 +16,7 @@ SHORT = {
     "resolutions": (32, 16), "bucket_lead": 0, "pretrain.distillation": 0.0,
     "pretrain.epochs": 3, "pretrain.decay_epochs": 2, "finetune.epochs": 1,
     "checkpoint.every_steps": 8, "checkpoint.keep": 9, "evaluation.every_epochs": 100,
+    "predictor.classifies": False,
 }
 
 
@@ -36,6 +37,8 @@ def trained(workdir):
     ({"resolutions": (32, 24)}, ["resolutions: (32, 16) in the checkpoint"]),
     ({"classifier.width": 2.0}, ["classifier.width: 1.0 in the checkpoint, 2.0 here"]),
     ({"predictor.width": 2.0}, ["predictor.width"]),
+    ({"predictor.classifies": True},
+     ["config.predictor.classifies: False in the checkpoint, True here"]),
     # Steps are counted by these: one message names them all.
     ({"batch_size": 16, "pretrain.epochs": 2, "finetune.epochs": 2},
      ["batch_size: expected 8, received 16", "pretrain.epochs: expected 3.0, received 2.0",
@@ -89,6 +92,19 @@ def test_changed_images_are_refused_or_gone_on_with_from_the_next_epoch(
     # With the same images there is nothing to allow any more.
     assert runs.call(*command) == 0
     assert "have changed" not in capsys.readouterr().out
+
+
+def test_a_predictor_that_is_to_know_the_classes_begins_with_one_that_does(
+    images, finished, tmp_path, capsys,
+):
+    """For it learns them in both stages; any other is new in stage 2."""
+    overrides = {
+        "pretrain.epochs": 0, "finetune.init_from": finished, "predictor.classifies": True}
+    assert runs.call(*runs.arguments(images, tmp_path / "run", SHORT | overrides)) == 2
+    err = capsys.readouterr().err
+    assert f"error: {finished}: expected a checkpoint of the same networks" in err
+    assert "config.predictor.classifies: False in the checkpoint, True here" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_learning_rate_is_logged(finished):

@@ -107,6 +107,19 @@ def test_candidates_of_the_same_cost_do_not_confuse_the_price():
     assert (np.bincount(choice) > 0).all()
 
 
+@pytest.mark.parametrize(("target", "choice"), [
+    # Below the cheapest resolution some must go where nothing more is spent, and for less all.
+    (100, [0, 0, 0, 0]), (35, [0, 2, 1, 2]), (34, [1, 2, 1, 2]), (15, [1, 2, 2, 2]),
+    (10, [1, 2, 2, 2]), (0, [2, 2, 2, 2]), (-1e-6, [2, 2, 2, 2]),
+])
+def test_an_answer_that_costs_nothing_more_by_hand(target, choice):
+    # Of a second resolution (costs 100, 40) and of the predictor's own answer.
+    scores = jnp.array([[0.9, 0.8, 0.1], [0.7, 0.6, 0.6], [0.9, 0.85, 0.7], [0.5, 0.5, 0.5]])
+    costs = jnp.array([100.0, 40.0, 0.0])
+    price = routing.search_price(scores, costs, target)
+    np.testing.assert_array_equal(routing.choose(routing.charge(scores, costs, price)), choice)
+
+
 def test_a_single_candidate_needs_no_price():
     scores = jnp.array([[0.3], [0.7]])
     price = routing.search_price(scores, COSTS[:1], 100.0)

@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +8,17 @@ import optax
 import pytest
 
 from drnet_jax.config import Stage
+from drnet_jax.train import loop
 from drnet_jax.train.optimizer import learning_rate, make_optimizer
-from drnet_jax.train.state import create_state
-from tests.tiny import assert_close, assert_equal, tiny_config, tiny_drnet
+from drnet_jax.train.state import TrainState, create_state
+from tests.tiny import (
+    assert_close,
+    assert_equal,
+    mesh_of,
+    random_variables,
+    tiny_config,
+    tiny_drnet,
+)
 
 STAGE = Stage(epochs=8, learning_rate=0.8, warmup_epochs=2, decay_epochs=3, decay_factor=0.1)
 
@@ -171,6 +180,40 @@ def test_the_predictor_stands_still_in_pretrain():
     for leaf, old in zip(jax.tree.leaves([after["shared"], after["norms"]]),
                          jax.tree.leaves([before["shared"], before["norms"]]), strict=True):
         assert (np.asarray(leaf) != old).all()
+
+
+def test_a_predictor_that_knows_the_classes_learns_in_pretrain_at_its_own_rate():
+    overrides = {
+        "predictor.classifies": True, "optimizer.predictor_rate": 0.5,
+        "optimizer.weight_decay": 0.0, "pretrain.learning_rate": 0.4,
+    }
+    before, after = moved(overrides, "pretrain", count=1)
+    _, grads = draws(2)
+    # A first rate of 0.4 / 4, half of it for the predictor.
+    for name, rate in (("predictor", 0.05), ("shared", 0.1), ("norms", 0.1)):
+        expected = jax.tree.map(
+            lambda old, grad, rate=rate: old - rate * grad, before[name], grads[name])
+        assert_close(after[name], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+def test_stage_2_begins_with_the_predictor_of_stage_1_if_that_has_learnt(classifies):
+    config = tiny_config({"predictor.classifies": classifies, "resolutions": (8,)})
+    drnet = tiny_drnet({"predictor.classifies": classifies, "resolutions": (8,)})
+    run = types.SimpleNamespace(config=config, drnet=drnet, mesh=mesh_of(1))
+    step = types.SimpleNamespace(optimizer=make_optimizer(config, "finetune", 1))
+    params, batch_stats = random_variables(drnet)
+    first = TrainState(None, params, batch_stats, None)
+    state = loop._fresh(run, step, first)
+    assert int(state.step) == 0
+    for found, trained in ((state.params, params), (state.batch_stats, batch_stats)):
+        for name in trained.keys() - {"predictor"}:
+            assert_equal(found[name], trained[name])
+        same = [
+            np.array_equal(new, old) for new, old in zip(
+                jax.tree.leaves(found["predictor"]), jax.tree.leaves(trained["predictor"]),
+                strict=True)]
+        assert all(same) if classifies else not any(same)
 
 
 def test_a_fresh_state():

@@ -17,6 +17,8 @@ from drnet_jax.devices import AXIS, per_device, put_batch
 from drnet_jax.drnet import DRNet
 from drnet_jax.ops import conv
 from drnet_jax.train import device as device_step
+from drnet_jax.train.objectives import OutcomeObjective
+from drnet_jax.train.step import run_buckets
 from tests.tiny import (
     CLASSES,
     OBJECTIVE,
@@ -59,7 +61,7 @@ class Device:
 
     def bucketed(self, choice):
         sums = []
-        for index, count in enumerate(np.bincount(choice, minlength=R)):
+        for index, count in enumerate(np.bincount(choice, minlength=R)[:R]):
             if size := buckets.padded_size(count, self.multiple, self.batch_size):
                 sums.append(self.bucket(index, size, self.batch, choice))
         return jax.tree.map(lambda *leaves: sum(leaves), *sums)
@@ -87,6 +89,7 @@ def device():
 
 
 MIXES = {
+    "some answered by the predictor": [0, 3, 2, 3, 3, 0, 2],
     "full and empty": [0, 0, 0, 0, 0, 0, 0],
     "full, the smallest": [2, 2, 2, 2, 2, 2, 2],
     "one empty": [0, 2, 2, 0, 0, 2, 0],
@@ -105,7 +108,7 @@ def test_buckets_add_up_to_dense(device, mix):
     assert_close(found.loss, expected.loss)
     assert_equal(found.correct, expected.correct)
     # The selected estimator's derivatives are those of the chosen entries.
-    hard = np.eye(R)[choice]
+    hard = np.eye(R + 1)[choice][:, :R]
     assert_close(found.choice_grad, expected.choice_grad * hard)
     assert (found.choice_grad[hard == 1] != 0).all()
 
@@ -248,6 +251,7 @@ class Run:
     batch: dict
     state: object  # after the step
     metrics: dict
+    noise: np.ndarray | None = None  # None: the step's own
 
 
 NO_DECAY = {"optimizer.weight_decay": 0.0}
@@ -262,9 +266,10 @@ def uneven_run(estimator, aware=True):
         2, estimator=estimator, overrides=NO_DECAY | {"classifier.resolution_aware_norm": aware})
     variables, batch = random_variables(trainer.drnet), random_batch(12)
     batch["image"][6:] //= 2  # the second device's are darker: their moments differ
-    state, metrics = trainer.run(trainer.state(variables), batch, noise=forcing(UNEVEN))
+    noise = forcing(UNEVEN)
+    state, metrics = trainer.run(trainer.state(variables), batch, noise=noise)
     np.testing.assert_array_equal(metrics["chosen"], np.bincount(UNEVEN, minlength=R))
-    return Run(trainer, variables, batch, state, metrics)
+    return Run(trainer, variables, batch, state, metrics, noise)
 
 
 @functools.cache
@@ -365,22 +370,250 @@ def test_pretraining_sums_the_losses_of_all_resolutions(distillation):
         run, grads, {"norms": moments, "predictor": None}, metrics | {"count": 10})
 
 
+# --- A predictor that knows the classes, and may answer -----------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(OutcomeObjective):
+    """Its choices are those that the noise names; all else is as ever."""
+
+    def choose(self, logits, noise):
+        return jnp.argmax(noise, axis=1).astype(jnp.int32)
+
+
+O = R + 1
+TOLD = Told((100, 60, 20, 0), target=50.0, exploration=0.1)
+KNOWING = {"predictor.classifies": True, "pretrain.distillation": 0.75}
+# Of two devices with six samples each; nobody is at the smallest resolution.
+ANSWERED = np.array([0, 0, 3, 3, 3, 1, 3, 0, 0, 3, 1, 1])
+
+
+@functools.cache
+def knowing_run():
+    """Finetuning; the predictor answers five of twelve samples."""
+    trainer = Trainer(2, objective=TOLD, overrides=KNOWING)
+    variables, batch = random_variables(trainer.drnet), random_batch(12)
+    batch["image"][6:] //= 2
+    noise = np.eye(O, dtype=np.float32)[ANSWERED]
+    return Run(
+        trainer, variables, batch, *trainer.run(trainer.state(variables), batch, noise=noise),
+        noise)
+
+
+@functools.cache
+def knowing_pretrain_run():
+    """That of `pretrain_run(0.75)`, but for the predictor."""
+    trainer = Trainer(2, "pretrain", overrides=NO_DECAY | KNOWING)
+    plain, variables = pretrain_run(0.75), random_variables(trainer.drnet)
+    variables = tuple(
+        of_classifier | {"predictor": tree["predictor"]}
+        for of_classifier, tree in zip(plain.variables, variables, strict=True))
+    return Run(
+        trainer, variables, plain.batch, *trainer.run(trainer.state(variables), plain.batch))
+
+
+def halves(batch):
+    return list(zip(np.split(batch["image"], 2), np.split(batch["label"], 2), strict=True))
+
+
+def cross_entropies(logits, label):
+    return -jax.nn.log_softmax(logits)[np.arange(len(label)), label]
+
+
+def binary_cross_entropies(logits, target):
+    p = jax.nn.sigmoid(logits)
+    return -(target * jnp.log(p) + (1 - target) * jnp.log(1 - p))
+
+
+@functools.cache
+def base_answers():
+    """(teacher [B, C], trust [B, R]) of `knowing_pretrain_run`, pass by pass."""
+    run = knowing_pretrain_run()
+    classify = jax.jit(run.trainer.drnet.classify, static_argnums=(0, 4))
+    found = []
+    for image, _ in halves(run.batch):
+        logits = [np.asarray(classify(r, *run.variables, image, True)[0]) for r in range(R)]
+        teacher = softmax(logits[0])
+        answers = np.argmax(logits, -1)  # [R, B]
+        found.append((teacher, np.take_along_axis(teacher, answers.T, axis=1)))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
+
+
+def test_trust_is_what_the_base_thinks_of_each_answer():
+    run = knowing_pretrain_run()
+    step, state = run.trainer.step, run.trainer.state(run.variables)
+    batch, key = put_batch(run.trainer.mesh, run.batch), jax.random.key(0)
+    plan, sums = step.programs.run(
+        step.begin_program, state.params, state.batch_stats, batch, key, state.step)
+    sums = run_buckets(step, [5] * R, state, batch, plan, sums)
+    teacher, trust = base_answers()
+    np.testing.assert_allclose(sums.teacher, teacher, rtol=1e-4)
+    np.testing.assert_allclose(sums.trust, trust, rtol=1e-4)
+    np.testing.assert_allclose(trust[:, 0], teacher.max(1))
+    assert (trust[:, 2] < trust[:, 0]).any()  # somewhere the smallest says something else
+
+
+def test_in_stage_1_the_predictor_learns_the_classes_and_what_each_option_is_worth():
+    run = knowing_pretrain_run()
+    drnet, (params, batch_stats) = run.trainer.drnet, run.variables
+    teachers, trusts = (np.split(each, 2) for each in base_answers())
+
+    def loss_of(predictor):
+        loss, metrics, moments = 0, None, None
+        for (image, label), teacher, trust in zip(
+            halves(run.batch), teachers, trusts, strict=True
+        ):
+            (options, own), found = drnet.predict(
+                {"predictor": predictor}, batch_stats, image, True)
+            answer = jnp.argmax(own, -1)
+            trust = jnp.column_stack([trust, teacher[np.arange(5), answer]])
+            of_options = jnp.sum(binary_cross_entropies(options, trust))
+            target = 0.25 * np.eye(CLASSES)[label] + 0.75 * teacher
+            loss += of_options - jnp.sum(target * jax.nn.log_softmax(own))
+            moments = added(moments, found)
+            metrics = added(metrics, {
+                "router_loss": of_options, "right": jnp.sum(answer == label),
+                "logits": jnp.sum(options) + jnp.sum(own)})
+        return loss / 10, (metrics, moments)
+
+    grads, (metrics, moments) = jax.jit(jax.grad(loss_of, has_aux=True))(params["predictor"])
+    assert_close(gradients(run.state)["predictor"], grads)
+    assert_close(run.state.batch_stats["predictor"],
+                 moved_statistics(batch_stats["predictor"], moments))
+    assert_moved(run.state.params["predictor"], params["predictor"])
+    assert run.metrics["correct"].shape == (O,)
+    assert run.metrics["correct"][-1] == metrics.pop("right")
+    assert_close({name: run.metrics[name] for name in metrics}, metrics)
+
+
+def test_in_stage_1_the_classifier_learns_as_it_would_alone_bit_for_bit():
+    run, alone = knowing_pretrain_run(), pretrain_run(0.75)
+    for found, expected in (
+        (gradients(run.state), gradients(alone.state)), (run.state.params, alone.state.params),
+        (run.state.batch_stats, alone.state.batch_stats),
+    ):
+        for name in expected.keys() - {"predictor"}:
+            assert_equal(found[name], expected[name])
+    assert_equal(run.metrics["loss"], alone.metrics["loss"])
+    assert_equal(run.metrics["correct"][:R], alone.metrics["correct"])
+
+
+def test_in_stage_1_a_predictor_that_is_nan_shows_and_touches_nothing_else():
+    run = knowing_pretrain_run()
+    params, batch_stats = run.variables
+    spoilt = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params["predictor"])
+    variables = params | {"predictor": spoilt}, batch_stats
+    state, metrics = run.trainer.run(run.trainer.state(variables), run.batch)
+    assert np.isnan(metrics["logits"]) and np.isnan(metrics["router_loss"])
+    assert_equal(metrics["loss"], run.metrics["loss"])
+    assert_equal(state.params["shared"], run.state.params["shared"])
+
+
+def reference_of_outcomes(run):
+    """A finetuning step with `Told`, the devices one by one; as `reference`, without choices."""
+    drnet, (params, batch_stats) = run.trainer.drnet, run.variables
+
+    def loss_of(params):
+        classifier, predictor = dict.fromkeys(drnet.norm_keys), None
+        total, metrics = 0, None
+        for (image, label), choice in zip(halves(run.batch), np.split(ANSWERED, 2), strict=True):
+            (options, own), found = drnet.predict(params, batch_stats, image, True)
+            predictor = added(predictor, found)
+            of_own = cross_entropies(own, label)
+            losses = jnp.where(choice == R, of_own, 0)
+            correct = [0] * R + [jnp.sum((choice == R) & (jnp.argmax(own, -1) == label))]
+            learnt = 0
+            for index, key in enumerate(drnet.norm_keys):
+                if not len(rows := np.flatnonzero(choice == index)):
+                    continue
+                logits, found = drnet.classify(index, params, batch_stats, image[rows], True)
+                classifier[key] = added(classifier[key], found)
+                of_bucket = cross_entropies(logits, label[rows])
+                learnt += jnp.sum(of_bucket)
+                losses = losses.at[rows].set(of_bucket)
+                correct[index] = jnp.sum(jnp.argmax(logits, -1) == label[rows])
+            target = jnp.exp(-jax.lax.stop_gradient(losses))
+            of_options = jnp.sum(binary_cross_entropies(options[np.arange(6), choice], target))
+            total += learnt + of_options + jnp.sum(of_own)
+            metrics = added(metrics, {
+                "loss": jnp.sum(losses), "correct": jnp.stack(correct),
+                "router_loss": of_options, "logits": jnp.sum(options) + jnp.sum(own)})
+        return total / 12, ({"norms": classifier, "predictor": predictor}, metrics)
+
+    grads, (moments, metrics) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
+    return grads, moments, metrics | {
+        "count": 12, "chosen": np.bincount(ANSWERED, minlength=O)}
+
+
+def test_a_step_whose_predictor_answers_some_is_the_reference():
+    run = knowing_run()
+    assert_is_reference(run, *reference_of_outcomes(run))
+    np.testing.assert_array_equal(run.metrics["chosen"], [4, 3, 0, 5])
+    np.testing.assert_array_equal(run.metrics["slots"], [8, 8, 0])  # 2 and 2, in multiples of 4
+
+
+def test_what_the_predictor_answers_the_classifier_never_sees():
+    run = knowing_run()
+    batch = {name: values.copy() for name, values in run.batch.items()}
+    batch["image"][ANSWERED == R] = 255 - batch["image"][ANSWERED == R]
+    batch["label"][ANSWERED == R] = (batch["label"][ANSWERED == R] + 1) % CLASSES
+    state, metrics = run.trainer.run(run.trainer.state(run.variables), batch, noise=run.noise)
+    for name in ("shared", "norms"):
+        assert_equal(gradients(state)[name], gradients(run.state)[name])
+    assert_equal(state.batch_stats["norms"], run.state.batch_stats["norms"])
+    assert_equal(metrics["correct"][:R], run.metrics["correct"][:R])
+    assert metrics["loss"] != run.metrics["loss"]  # where its answers count
+    assert_moved(gradients(state)["predictor"], gradients(run.state)["predictor"])
+
+
+def test_where_the_predictor_answers_all_no_bucket_runs_and_the_classifier_coasts():
+    run = knowing_run()
+    trainer, compiled = run.trainer, list(run.trainer.announced)
+    to_all = np.eye(O, dtype=np.float32)[np.full(12, R)]
+    state, _ = trainer.run(trainer.state(run.variables), run.batch, noise=run.noise)
+    before = jax.tree.map(np.copy, (state.params, state.batch_stats, gradients(state)))
+    state, metrics = trainer.run(state, run.batch, noise=to_all)
+    assert trainer.announced == compiled
+    assert not metrics["slots"].any()
+    np.testing.assert_array_equal(metrics["chosen"], [0, 0, 0, 12])
+    assert not metrics["correct"][:R].any() and metrics["loss"] > 0
+    params, batch_stats, grads = before
+    assert_equal(state.batch_stats["norms"], batch_stats["norms"])
+    for name in ("shared", "norms"):
+        assert not any(leaf.any() for leaf in jax.tree.leaves(gradients(state)[name]))
+    # It goes on by momentum and decays: there is no gradient, but the optimiser is as ever.
+    for leaf in ("head", "kernel"), ("conv1", "kernel"):
+        old, first, grad = (
+            functools.reduce(dict.__getitem__, leaf, tree["shared"])
+            for tree in (params, run.variables[0], grads))
+        found = functools.reduce(dict.__getitem__, leaf, state.params["shared"])
+        velocity = 0.9 * (grad + 1e-4 * first) + 1e-4 * old
+        np.testing.assert_allclose(found, old - 0.1 * 2 / 3 * velocity, rtol=1e-5, atol=1e-7)
+    assert_moved(state.params["predictor"], params["predictor"])
+    assert_moved(state.batch_stats["predictor"], batch_stats["predictor"])
+
+
 # --- Several devices ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("stage", "estimator"),
-    [("pretrain", "selected"), ("finetune", "selected"), ("finetune", "dense")],
+    ("stage", "estimator", "classifies"),
+    [("pretrain", "selected", False), ("finetune", "selected", False),
+     ("finetune", "dense", False), ("pretrain", "selected", True),
+     ("finetune", "selected", True)],
 )
-def test_eight_devices_are_one(stage, estimator):
+def test_eight_devices_are_one(stage, estimator, classifies):
     # Four samples, the same on every device: then eight normalise as one does over all of them.
     batch = {name: np.concatenate([rows] * 8) for name, rows in random_batch(4).items()}
-    results = []
+    results, objective = [], dataclasses.replace(OBJECTIVE, costs=(100, 20))
+    noise = forcing([1, 0, 1, 1], 2)
+    if classifies:
+        objective, noise = dataclasses.replace(TOLD, costs=(100, 20, 0)), forcing([1, 0, 2, 2], 3)
+    noise = np.tile(noise, (8, 1)) if stage == "finetune" else None
     for devices in (8, 1):
         trainer = Trainer(
-            devices, stage, estimator, dataclasses.replace(OBJECTIVE, costs=(100, 20)),
-            overrides={"resolutions": (16, 8)})
-        noise = np.tile(forcing([1, 0, 1, 1], 2), (8, 1)) if stage == "finetune" else None
+            devices, stage, estimator, objective,
+            overrides={"resolutions": (16, 8), "predictor.classifies": classifies})
         state, metrics = trainer.run(trainer.state(), batch, noise=noise)
         results.append({
             "params": state.params, "batch_stats": state.batch_stats, "grads": gradients(state),
@@ -476,17 +709,18 @@ def assert_moved(new, old):
         (functools.partial(uneven_run, "dense"), ["route", "dense", "update of stage 2"]),
         (functools.partial(natural_run, "dense"),
          ["noise", "route", "dense", "update of stage 2"]),
-        (pretrain_run,
-         ["begin", *(f"bucket {at}px x5 of stage 1" for at in RESOLUTIONS), "update of stage 1"]),
+        *[(pretrain, [
+            "begin", *(f"bucket {at}px x5 of stage 1" for at in RESOLUTIONS), "update of stage 1",
+        ]) for pretrain in (pretrain_run, knowing_pretrain_run)],
+        (knowing_run, ["route", "bucket 16px x4", "bucket 12px x4", "update of stage 2"]),
     ],
-    ids=["selected", "dense", "own noise", "pretrain"],
+    ids=["selected", "dense", "own noise", "pretrain", "knowing pretrain", "knowing"],
 )
 def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
     run = run()
     trainer, batch = run.trainer, run.batch
     assert trainer.announced == names
-    noise = None if names[0] in ("noise", "begin") else forcing(UNEVEN)
-    state, _ = trainer.run(trainer.state(), batch, noise=noise)
+    state, _ = trainer.run(trainer.state(), batch, noise=run.noise)
     events = []
 
     def listen(event, duration, **_):
@@ -495,7 +729,7 @@ def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        state, _ = trainer.run(state, batch, noise=noise)
+        state, _ = trainer.run(state, batch, noise=run.noise)
         assert events == []
         jax.jit(lambda x: x + 1).lower(0.0).compile()
         assert events  # they are really heard
