@@ -20,7 +20,7 @@ from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
 from drnet_jax.train.objectives import GumbelObjective
 from tests import runs
-from tests.tiny import RESOLUTIONS, Trainer, random_batch, tiny_config
+from tests.tiny import RESOLUTIONS, Trainer, mesh_of, random_batch, tiny_config
 
 ROOT = Path(__file__).parent.parent
 # In place of conftest's; and programs that run so briefly need not be fast, only soon compiled.
@@ -192,6 +192,41 @@ def test_command_line_errors(capsys, arguments, message):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ") and message in err
+
+
+# --- With a predictor that answers ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """A quarter of the images at each of two resolutions, and half for the predictor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "TURN", 0.02)
+        patch.setattr(speed, "data_mesh", lambda: mesh_of(1))
+        return run(
+            [0.25, 0.25, 0.5], resolutions=(16, 8), budget=8e-6, **{
+                "predictor.classifies": True, "bucket_multiple": 4, "data.name": "folder"})
+
+
+def test_what_the_predictor_answers_is_counted_and_costs_no_bucket(answered):
+    assert answered["mix"] == {"16": 0.25, "8": 0.25, "predictor": 0.5}
+    training, inference = rows(answered, "training"), rows(answered, "inference")
+    for estimator in ("dense", "bucketed"):
+        assert training[estimator]["chosen"] == [2, 2, 4]
+    assert inference["routed"]["chosen"] == [12 * 2, 12 * 2, 12 * 4]
+    # 2 and 2 in multiples of 4; 24 and 24 in queues of 8.
+    assert training["bucketed"]["padded"] == pytest.approx(1 - 4 / 8)
+    assert inference["routed"]["padded"] == 0
+    costs = model_costs(tiny_config({"resolutions": (16, 8), "predictor.classifies": True}), 7)
+    mixed = sum(costs.classifier) / 4 + costs.predictor
+    assert training["bucketed"]["multiply_adds"] == pytest.approx(3 * mixed)
+    assert inference["routed"]["multiply_adds"] == pytest.approx(mixed)
+    assert training["static"]["multiply_adds"] == 3 * costs.classifier[0]
+    assert "25/25/50 % at 16/8 px and by the predictor, " in report_text(answered)
+
+
+def test_where_the_predictor_answers_all_there_is_no_padding():
+    assert (cases._padding(0, 0), cases._padding(6, 8)) == (0, 0.25)
 
 
 # --- Errors before long work --------------------------------------------------------------------

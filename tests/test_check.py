@@ -162,6 +162,11 @@ def test_a_network_of_ones_own_will_do_as_classifier_and_as_predictor(name):
     logits, _ = jax.eval_shape(
         functools.partial(drnet.classify, 1), params, batch_stats, images)
     assert logits.shape == (2, CLASSES)
+    # As a predictor that knows the classes it has a head for these and the options, in one.
+    drnet = tiny_drnet({"predictor.name": address, "predictor.classifies": True})
+    params, _ = jax.eval_shape(drnet.init, jax.random.key(0))
+    assert params["predictor"]["network"]["head"]["kernel"].shape[-1] == (
+        CLASSES + len(RESOLUTIONS) + 1)
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -201,6 +206,12 @@ def test_what_is_wrong_is_one_line_that_names_the_network_and_the_fix(name, mess
 def test_the_line_of_the_mistake_is_told():
     line = mistake.__code__.co_firstlineno + 1
     assert refused("Mistake").endswith(f"({__file__}, line {line})")
+
+
+def test_a_predictor_that_is_to_know_the_classes_is_checked_with_as_many_outputs():
+    with pytest.raises(UserError, match=re.escape("expected logits float [2, 11] of 2 images")):
+        tiny_drnet({
+            "predictor.name": "tests.test_check:OtherHead", "predictor.classifies": True})
 
 
 def test_a_predictor_is_checked_at_its_own_size_and_needs_no_mask():
@@ -271,18 +282,25 @@ def test_dropout_is_drawn_from_the_key_in_training_alone():
     assert_equal(logits(False, 1), logits(False, 2))
 
 
-def test_a_step_draws_dropout_from_the_runs_key_and_its_own_number():
-    trainer, batch = dropout_trainer("pretrain", resolutions=(16,)), random_batch(8)
+@pytest.mark.parametrize("classifies", [False, True])
+def test_a_step_draws_dropout_from_the_runs_key_and_its_own_number(classifies):
+    trainer = dropout_trainer(
+        "pretrain", resolutions=(16,), **{"predictor.classifies": classifies})
+    batch = random_batch(8)
 
     def moved(seed, number):
         state = trainer.state()
         state = state.replace(step=state.step + number)
-        return trainer.run(state, batch, seed)[0].params["shared"]
+        return trainer.run(state, batch, seed)[0].params
 
     first = moved(1, 0)
     assert_equal(first, moved(1, 0))
     for other in (moved(2, 0), moved(1, 1)):
-        assert np.abs(first["head"]["kernel"] - other["head"]["kernel"]).max() > 0
+        heads = [(first["shared"]["head"], other["shared"]["head"])]
+        if classifies:  # else it stands still
+            heads += [(each["predictor"]["network"]["head"] for each in (first, other))]
+        for mine, its in heads:
+            assert np.abs(mine["kernel"] - its["kernel"]).max() > 0
 
 
 @pytest.mark.parametrize("estimator", ["selected", "dense"])

@@ -26,16 +26,18 @@ from drnet_jax.train.step import FinetuneStep, PretrainStep
 from tests.tiny import OBJECTIVE, mesh_of, tiny_config
 
 # A bottleneck has 1x1 convolutions, the stem of the predictor 3 channels: both have forms for CPUs.
-CONFIG = tiny_config({
+VALUES = {
     "classifier.name": "tests.tiny:TinyResNet", "classifier.width": 0.0625, "resolutions": (32, 24),
     "predictor.name": "convnet", "predictor.width": 0.125, "predictor.resolution": 16,
     "dtype": "bfloat16", "pretrain.distillation": 0.5,
-})
+}
+# The paper's predictor, and one that knows the classes, too.
+CONFIG, KNOWING = tiny_config(VALUES), tiny_config(VALUES | {"predictor.classifies": True})
 BATCH = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
          "label": jax.ShapeDtypeStruct((8,), np.int32)}
 KEY = jax.eval_shape(lambda: jax.random.key(0))
-OUTCOME = OutcomeObjective((100, 20), 60.0, 0.2)
-GUMBEL = dataclasses.replace(OBJECTIVE, costs=OUTCOME.costs)
+OUTCOME = OutcomeObjective((100, 20, 0), 60.0, 0.2)
+GUMBEL = dataclasses.replace(OBJECTIVE, costs=(100, 20))
 
 
 # Of each group those that no group before it has: buckets know no objective, one stands for those
@@ -48,7 +50,8 @@ OWN = {
 
 def programs(which):
     """The programs of a stage, or of inference, with their arguments' shapes."""
-    drnet, mesh = DRNet.from_config(CONFIG, CONFIG.classifier.classes), mesh_of(1)
+    config = CONFIG if which in ("gumbel", "dense") else KNOWING
+    drnet, mesh = DRNet.from_config(config, config.classifier.classes), mesh_of(1)
     stage, objective, estimator = {
         "pretrain": ("pretrain", OUTCOME, "selected"),
         "outcome": ("finetune", OUTCOME, "selected"),
@@ -56,7 +59,7 @@ def programs(which):
         "dense": ("finetune", GUMBEL, "dense"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
-    shared = drnet, make_optimizer(CONFIG, stage, 1), mesh, Programs()
+    shared = drnet, make_optimizer(config, stage, 1), mesh, Programs()
     step = PretrainStep(*shared, distillation=0.5) if stage == "pretrain" else FinetuneStep(
         *shared, objective, Sizes(4, 0), dense=estimator == "dense")
     state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer), KEY)
@@ -66,7 +69,7 @@ def programs(which):
     predictor = [{"predictor": tree["predictor"]} for tree in trees]
     images, costs, price, slots = BATCH["image"], *(
         jax.ShapeDtypeStruct(shape, kind)
-        for shape, kind in (((2,), np.float32), ((), np.float32), ((8,), np.int32))
+        for shape, kind in (((3,), np.float32), ((), np.float32), ((8,), np.int32))
     )
     return [
         (predict_program(drnet, mesh, 8), (*predictor, images)),

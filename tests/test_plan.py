@@ -242,6 +242,45 @@ def test_the_dense_estimator_runs_every_resolution():
     assert report["most_programs"]["finetune"] == 4
 
 
+KNOWING = tiny_config({
+    "batch_size": 64, "bucket_multiple": 8, "budget": 1.2e-5, "predictor.classifies": True})
+
+
+def test_a_predictor_that_knows_the_classes_is_trained_and_exchanged_in_stage_1_too():
+    report = plan.plan(KNOWING, COUNTED, [0.2, 0.2, 0.2, 0.4], 0.4, images=640)
+    costs = model_costs(KNOWING, CLASSES)
+    state = programs.state_of(KNOWING, DRNet.from_config(KNOWING, CLASSES), "pretrain")
+    trained = sum(
+        leaf.size * 4 for leaf in jax.tree.leaves((state.params, state.batch_stats)))
+    assert set(report["exchanged_bytes"].values()) == {trained}
+    # A momentum for every parameter, the predictor's among them.
+    momenta = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    assert report["checkpoint_bytes"]["pretrain"] >= trained + momenta
+    assert report["mix"] == {"16": 0.2, "12": 0.2, "8": 0.2, "predictor": 0.4}
+    first, second = (report["schedule"][stage]["multiply_adds_of_a_step"]
+                     for stage in ("pretrain", "finetune"))
+    assert first == 64 * 3 * (sum(costs.classifier) + costs.predictor)
+    assert second == pytest.approx(64 * 3 * (0.2 * sum(costs.classifier) + costs.predictor))
+    # Begin and update, and a bucket a resolution; noise, route and update, and seven sizes of each.
+    assert report["most_programs"] == {
+        "pretrain": 2 + 3, "finetune": 3 + 3 * len(buckets.sizes(16, 8)), "inference": 3 + 3}
+
+
+def test_no_bucket_is_planned_for_what_the_predictor_answers(monkeypatch):
+    planned = []
+    monkeypatch.setattr(
+        programs, "analyse_all",
+        lambda listed: planned.extend(listed) or {
+            program.name: Failure(program.name, "no") for program, _ in listed})
+    report = plan.plan(KNOWING, described(1), [0.1, 0.2, 0.0, 0.7], 0.4, None)
+    assert [row["name"] for row in report["programs"] if row["name"].startswith("bucket")] == [
+        *(f"bucket {at}px x64 of stage 1" for at in (16, 12, 8)),
+        "bucket 16px x8", "bucket 16px x64", "bucket 12px x16", "bucket 12px x64",
+        "bucket 8px x64"]
+    for program, arguments in planned:  # their shapes fit
+        jax.eval_shape(program.function, *arguments)
+
+
 def test_the_reference_needs_a_compiler_and_a_resnet():
     with pytest.raises(UserError, match="no compiler"):
         programs.reference(CONFIG, COUNTED)

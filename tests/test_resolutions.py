@@ -93,6 +93,23 @@ def test_the_layout_of_a_fresh_drnet(aware):
         "conv1/kernel", "conv2/kernel", "head/kernel", "head/bias"}
 
 
+@pytest.mark.parametrize("classifies", [False, True])
+def test_the_options_and_what_the_predictor_says_of_them(classifies):
+    drnet = tiny_drnet({"predictor.classifies": classifies, "classifier.classes": 7})
+    assert drnet.options == 3 + classifies
+    answering = [("classifier", 16), ("classifier", 12), ("classifier", 8), ("predictor", 8)]
+    assert [drnet.answering(option) for option in range(drnet.options)] == (
+        answering[: drnet.options])
+    variables = jax.eval_shape(drnet.init, jax.random.key(0))
+    prediction, moments = jax.eval_shape(
+        lambda *variables: drnet.predict(*variables, np.zeros((2, 16, 16, 3), np.uint8), True),
+        *variables)
+    assert prediction.options == jax.ShapeDtypeStruct((2, drnet.options), np.float32)
+    assert prediction.classes == (
+        jax.ShapeDtypeStruct((2, 7), np.float32) if classifies else None)
+    assert moments.keys() == variables[1]["predictor"].keys()
+
+
 def test_each_resolution_is_a_plain_network_with_its_own_norms():
     drnet = tiny_drnet()
     params, batch_stats = random_variables(drnet)

@@ -381,7 +381,7 @@ class Told(OutcomeObjective):
         return jnp.argmax(noise, axis=1).astype(jnp.int32)
 
 
-O = R + 1
+OPTIONS = R + 1
 TOLD = Told((100, 60, 20, 0), target=50.0, exploration=0.1)
 KNOWING = {"predictor.classifies": True, "pretrain.distillation": 0.75}
 # Of two devices with six samples each; nobody is at the smallest resolution.
@@ -394,7 +394,7 @@ def knowing_run():
     trainer = Trainer(2, objective=TOLD, overrides=KNOWING)
     variables, batch = random_variables(trainer.drnet), random_batch(12)
     batch["image"][6:] //= 2
-    noise = np.eye(O, dtype=np.float32)[ANSWERED]
+    noise = np.eye(OPTIONS, dtype=np.float32)[ANSWERED]
     return Run(
         trainer, variables, batch, *trainer.run(trainer.state(variables), batch, noise=noise),
         noise)
@@ -466,7 +466,7 @@ def test_in_stage_1_the_predictor_learns_the_classes_and_what_each_option_is_wor
             (options, own), found = drnet.predict(
                 {"predictor": predictor}, batch_stats, image, True)
             answer = jnp.argmax(own, -1)
-            trust = jnp.column_stack([trust, teacher[np.arange(5), answer]])
+            trust = jnp.column_stack([trust, jnp.array(teacher)[np.arange(5), answer]])
             of_options = jnp.sum(binary_cross_entropies(options, trust))
             target = 0.25 * np.eye(CLASSES)[label] + 0.75 * teacher
             loss += of_options - jnp.sum(target * jax.nn.log_softmax(own))
@@ -481,7 +481,7 @@ def test_in_stage_1_the_predictor_learns_the_classes_and_what_each_option_is_wor
     assert_close(run.state.batch_stats["predictor"],
                  moved_statistics(batch_stats["predictor"], moments))
     assert_moved(run.state.params["predictor"], params["predictor"])
-    assert run.metrics["correct"].shape == (O,)
+    assert run.metrics["correct"].shape == (OPTIONS,)
     assert run.metrics["correct"][-1] == metrics.pop("right")
     assert_close({name: run.metrics[name] for name in metrics}, metrics)
 
@@ -542,7 +542,7 @@ def reference_of_outcomes(run):
 
     grads, (moments, metrics) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
     return grads, moments, metrics | {
-        "count": 12, "chosen": np.bincount(ANSWERED, minlength=O)}
+        "count": 12, "chosen": np.bincount(ANSWERED, minlength=OPTIONS)}
 
 
 def test_a_step_whose_predictor_answers_some_is_the_reference():
@@ -569,7 +569,7 @@ def test_what_the_predictor_answers_the_classifier_never_sees():
 def test_where_the_predictor_answers_all_no_bucket_runs_and_the_classifier_coasts():
     run = knowing_run()
     trainer, compiled = run.trainer, list(run.trainer.announced)
-    to_all = np.eye(O, dtype=np.float32)[np.full(12, R)]
+    to_all = np.eye(OPTIONS, dtype=np.float32)[np.full(12, R)]
     state, _ = trainer.run(trainer.state(run.variables), run.batch, noise=run.noise)
     before = jax.tree.map(np.copy, (state.params, state.batch_stats, gradients(state)))
     state, metrics = trainer.run(state, run.batch, noise=to_all)
