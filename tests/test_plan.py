@@ -261,7 +261,7 @@ def test_a_predictor_that_knows_the_classes_is_trained_and_exchanged_in_stage_1_
                      for stage in ("pretrain", "finetune"))
     assert first == 64 * 3 * (sum(costs.classifier) + costs.predictor)
     assert second == pytest.approx(64 * 3 * (0.2 * sum(costs.classifier) + costs.predictor))
-    # Begin and update, and a bucket a resolution; noise, route and update, and seven sizes of each.
+    # Begin and update, and a bucket a resolution; noise, route and update, and its sizes.
     assert report["most_programs"] == {
         "pretrain": 2 + 3, "finetune": 3 + 3 * len(buckets.sizes(16, 8)), "inference": 3 + 3}
 
