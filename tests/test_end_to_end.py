@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_promises(finished):
     np.testing.assert_allclose(sum(last["mix"].values()), 1, rtol=1e-6)
     assert {"loss", "learning_rate", "accuracy", "multiply_adds", "entropy", "padding",
             "images_per_second", "data_wait", "compile_wait"} <= last.keys()
-    first = [line for line in lines(finished) if line["kind"] == "train"][0]
+    first = next(line for line in lines(finished) if line["kind"] == "train")
     assert list(first["accuracy"]) == ["32", "24", "16", "predictor"] and "router_loss" in first
     # A predictor that knows the classes routes from stage 1 on.
     validated = [line for line in lines(finished) if line["kind"] == "validation"]
@@ -221,8 +221,8 @@ def test_new_bucket_sizes_compile_in_the_background(finished):
 
 def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path, capsys):
     pushed = {
-        "router.objective": "gumbel", "predictor.classifies": False, "budget": 0.0, "router.gumbel.alpha": 1e-6,
-        "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0, "pretrain.epochs": 0,
+        "router.objective": "gumbel", "predictor.classifies": False, "budget": 0.0,
+        "router.gumbel.alpha": 1e-6, "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0, "pretrain.epochs": 0,
         "resolutions": (32, 16),
     }
     assert runs.call(*runs.arguments(images, tmp_path, pushed)) == 0
