@@ -29,24 +29,69 @@ def model(evaluated):
 
 @pytest.fixture(scope="module")
 def rows(evaluated):
-    with (evaluated / "predictions.csv").open() as file:
+    return rows_of(evaluated)
+
+
+def rows_of(workdir):
+    with (workdir / "predictions.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def as_row(answer):
-    return (answer.image, answer.label, f"{answer.probability:.4f}", str(answer.resolution),
-            str(answer.multiply_adds))
+def assert_as_in(rows, answers):
+    """Answers are those of predictions.csv; of the probability the last digits may differ."""
+    assert [
+        (each.image, each.label, each.network, str(each.resolution), str(each.multiply_adds))
+        for each in answers
+    ] == [
+        tuple(row[name] for name in
+              ("filename", "prediction", "network", "resolution", "multiply_adds"))
+        for row in rows
+    ]
+    np.testing.assert_allclose(
+        [each.probability for each in answers], [float(row["prob"]) for row in rows], rtol=2e-4)
 
 
 def test_answers_are_those_of_the_evaluation_image_by_image(model, rows):
     answers = list(model.predict(row["filename"] for row in rows))
-    assert [as_row(answer) for answer in answers] == [
-        (row["filename"], row["prediction"], f"{float(row['prob']):.4f}", row["resolution"],
-         row["multiply_adds"]) for row in rows]
+    assert_as_in(rows, answers)
     # More than one resolution, and the budget that the model was trained for.
     assert len({answer.resolution for answer in answers}) > 1
     mean = np.mean([answer.multiply_adds for answer in answers])
     assert mean == pytest.approx(model.budget, rel=0.02)
+
+
+def test_images_that_the_predictor_answers(evaluated, tmp_path, capsys):
+    """In the files of an evaluation, from Python, as lines of JSON and as CSV."""
+    shutil.copytree(evaluated, tmp_path / "run")
+    budget = "2.2e-5"  # less than that of the predictor and the smallest resolution for all
+    where = "--workdir", str(tmp_path / "run"), "--budget", budget
+    assert runs.call("eval", *where) == 0
+    rows, model = rows_of(tmp_path / "run"), drnet_jax.load(tmp_path / "run")
+    by_predictor = [row for row in rows if row["network"] == "predictor"]
+    assert 0 < len(by_predictor) < len(rows)
+    seen = {(row["resolution"], row["multiply_adds"]) for row in by_predictor}
+    assert seen == {("16", str(model.costs.predictor))}
+    report = json.loads((tmp_path / "run" / "eval.json").read_text())
+    routed, = (policy for policy in report["policies"] if policy["name"] == "routed")
+    assert routed["mix"]["predictor"] == pytest.approx(len(by_predictor) / len(rows))
+    assert report["speed"]["differing"] == 0
+
+    # Prediction takes the price from a table of the last validation: of the same images here.
+    answers = list(model.predict((row["filename"] for row in rows), budget=2.2e4))
+    assert {answer.network for answer in answers} == {"classifier", "predictor"}
+    assert np.mean([answer.multiply_adds for answer in answers]) == pytest.approx(2.2e4, rel=0.1)
+    capsys.readouterr()
+    for form in ("json", "csv"):
+        assert runs.call(
+            "predict", *where, f"--format={form}", *(row["filename"] for row in rows)) == 0
+        out = capsys.readouterr().out.splitlines()
+        records = [json.loads(line) for line in out] if form == "json" else csv.DictReader(out)
+        for record, answer in zip(records, answers, strict=True):
+            expected = dataclasses.asdict(answer)
+            assert float(record.pop("probability")) == pytest.approx(answer.probability, rel=2e-4)
+            assert {name: str(value) for name, value in record.items() if value != ""} == {
+                name: str(value) for name, value in expected.items()
+                if value is not None and name != "probability"}
 
 
 def test_files_bytes_and_arrays_of_any_size_come_out_in_order(model, rows):
@@ -78,15 +123,16 @@ def test_answers_come_before_the_images_end(model, rows):
 
 def test_a_budget_moves_images(model, rows):
     paths = [row["filename"] for row in rows]
-    low, high = (min(model.costs.classifier), max(model.costs.classifier))
-    for budget, resolution in ((low, 16), (high, 32)):
-        answers = model.predict(paths, budget=budget + model.costs.predictor)
-        assert {answer.resolution for answer in answers} == {resolution}
+    low, high = model.costs.routed.min(), model.costs.routed.max()
+    for budget, by in ((low, ("predictor", 16)), (high, ("classifier", 32))):
+        answers = list(model.predict(paths, budget=budget))
+        assert {(answer.network, answer.resolution) for answer in answers} == {by}
+        assert {answer.multiply_adds for answer in answers} == {budget}
     # As in evaluation, 0 is none: nothing is charged, rather than all sent to the cheapest.
     spent = np.mean([answer.multiply_adds for answer in model.predict(paths, budget=0)])
     assert spent == model.evaluate(budget=0)["budget"]["multiply_adds"]
-    assert spent > low + model.costs.predictor
-    with pytest.raises(UserError, match=r"expected 2\.\d+e-05 .* received 1"):
+    assert spent > low
+    with pytest.raises(UserError, match=r"expected 1\.\d+e-05 \(the predictor\) .* received 1"):
         model.predict(paths, budget=1e9)
 
 
@@ -136,8 +182,7 @@ def test_prices_of_an_earlier_validation_are_for_its_objective_and_budget(
     """As after a change of config in the middle of stage 2, until its first validation."""
     last = model.meta.step
     router = dataclasses.replace(model.config.router, objective="gumbel")
-    least, most = (cost + model.costs.predictor for cost in
-                   (min(model.costs.classifier), max(model.costs.classifier)))
+    least, most = model.costs.routed.min(), model.costs.routed.max()
 
     def load(**changes):
         later = dataclasses.replace(checkpoint_of(model, **changes), metrics={}, prices=[])
@@ -204,6 +249,8 @@ def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
     assert runs.call("predict", "--workdir", str(evaluated), "--format=csv",
                      rows[0]["filename"]) == 0
     header, line = csv.reader(capsys.readouterr().out.splitlines())
+    assert header == ["image", "label", "probability", "network", "resolution", "multiply_adds",
+                      "error"]
     assert dict(zip(header, line, strict=True))["label"] == rows[0]["prediction"]
 
 
@@ -278,7 +325,7 @@ def test_eval_writes_nothing_into_a_checkpoint(evaluated, model, capsys):
     (("predict", "--workdir=DIR"), "expected images or folders of them"),
     (("predict", "--workdir=DIR", "DIR/checkpoints"), "found none"),
     (("predict", "--workdir=/nowhere", "x.png"), "train first"),
-    (("predict", "--workdir=DIR", "--budget=1", "x.png"), "expected 2."),
+    (("predict", "--workdir=DIR", "--budget=1", "x.png"), "expected 1."),
 ])
 def test_predict_errors(evaluated, arguments, message, capsys):
     arguments = [argument.replace("DIR", str(evaluated)) for argument in arguments]
@@ -291,12 +338,49 @@ def test_predict_errors(evaluated, arguments, message, capsys):
 def test_a_checkpoint_is_found_by_its_directory(evaluated, model):
     last = evaluated / "checkpoints" / str(model.meta.step)
     assert drnet_jax.load(last).price == model.price
-    first = drnet_jax.load(evaluated / "checkpoints" / "18")  # the end of stage 1
-    assert (first.meta.stage, first.price, first.costs) == ("pretrain", None, model.costs)
-    with pytest.raises(UserError, match=r"one of stage pretrain .* its predictor is not trained"):
-        first.predict([])
     with pytest.raises(UserError, match="expected one of the steps"):
         drnet_jax.load(evaluated / "checkpoints" / "999")
+
+
+def test_stage_1_predicts_if_its_predictor_knows_the_classes(evaluated, model, rows):
+    first = drnet_jax.load(evaluated / "checkpoints" / "18")  # the end of stage 1
+    assert (first.meta.stage, first.costs) == ("pretrain", model.costs)
+    # Its prices are its own.
+    assert first.price == first.meta.metrics["price"] != model.price
+    assert first.meta.prices != model.meta.prices
+    paths = [row["filename"] for row in rows]
+    answers = list(first.predict(paths))
+    report = first.evaluate()
+    assert report["stage"] == "pretrain" and report["speed"]["differing"] == 0
+    assert np.mean([answer.multiply_adds for answer in answers]) == pytest.approx(
+        report["budget"]["multiply_adds"])
+    alone = list(first.predict(paths, budget=first.costs.predictor))
+    assert {answer.network for answer in alone} == {"predictor"}
+
+
+def test_stage_1_of_a_predictor_without_classes_is_refused(evaluated, model):
+    predictor = dataclasses.replace(model.config.predictor, classifies=False)
+    meta = dataclasses.replace(checkpoint_of(model, predictor=predictor), stage="pretrain")
+    first = api.Model(meta, meta.config, model._variables, None)
+    assert not first.costs.classifies
+    with pytest.raises(UserError, match=r"one of stage pretrain .* its predictor is not trained"
+                       ) as refused:
+        first.predict([])
+    assert "\n" not in str(refused.value)
+
+
+def test_prices_of_one_stage_are_none_of_the_other(evaluated, monkeypatch):
+    """As of a kill before the first validation of stage 2: stage 1 learnt other scores."""
+    checkpoints = checkpoint.Checkpoints(str(evaluated))
+    first, last = 18, checkpoints.latest()
+    assert checkpoints.meta(first).prices and checkpoints.meta(last).prices
+    assert checkpoints.priced(first).step == first and checkpoints.priced(last).step == last
+    read = checkpoints.meta
+    monkeypatch.setattr(checkpoints, "steps", lambda: [first, last])
+    monkeypatch.setattr(checkpoints, "meta", lambda step: dataclasses.replace(
+        read(step), prices=[] if step == last else read(step).prices))
+    assert checkpoints.priced(last) is None
+    checkpoints.close()
 
 
 def test_another_normalisation_is_refused(evaluated, monkeypatch):

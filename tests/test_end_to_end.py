@@ -51,10 +51,18 @@ def test_a_run_leaves_what_it_promises(finished):
     steps = [line["step"] for line in lines(finished) if line["kind"] == "train"]
     assert steps == list(range(1, 37))
     last = [line for line in lines(finished) if line["kind"] == "train"][-1]
-    assert last["stage"] == "finetune"
+    assert last["stage"] == "finetune" and list(last["mix"]) == ["32", "24", "16", "predictor"]
     np.testing.assert_allclose(sum(last["mix"].values()), 1, rtol=1e-6)
     assert {"loss", "learning_rate", "accuracy", "multiply_adds", "entropy", "padding",
             "images_per_second", "data_wait", "compile_wait"} <= last.keys()
+    first = next(line for line in lines(finished) if line["kind"] == "train")
+    assert list(first["accuracy"]) == ["32", "24", "16", "predictor"] and "router_loss" in first
+    # A predictor that knows the classes routes from stage 1 on.
+    validated = [line for line in lines(finished) if line["kind"] == "validation"]
+    assert [line["stage"] for line in validated] == ["pretrain"] * 3 + ["finetune"] * 3
+    for line in validated:
+        assert {"top1", "top1_by_option", "multiply_adds", "price", "mix", "foretold"} <= set(line)
+        assert -1 <= line["foretold"] <= 1
     checkpoints = open_existing(str(finished))
     # The latest three, the best (one of them or not) and the end of stage 1.
     assert {18, 32, 35, 36} - {35} <= set(checkpoints.steps())
@@ -99,12 +107,21 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     report = json.loads((finished / "eval.json").read_text())
     assert report["images"] == 15
     names = [policy["name"] for policy in report["policies"]]
-    assert names == ["fixed 32", "fixed 24", "fixed 16", "routed", "random", "oracle", "cascade"]
+    assert names == ["fixed 32", "fixed 24", "fixed 16", "fixed predictor", "routed", "random",
+                     "oracle", "cascade"]
+    assert report.keys() == {
+        "checkpoint", "stage", "seed", "first_image", "images", "batch_size", "resolutions",
+        "options", "policies", "budget", "router", "ceilings", "speed", "classes", "notes"}
+    assert report["speed"] == {"images": 15, "differing": 0}
+    assert report["ceilings"].keys() == {"resolutions", "mirror", "foresight"}
+    assert report["router"].keys() == {"gains", "entropy", "agreement", "foretold"}
+    assert report["router"]["gains"].keys() == {
+        "top1", "over_same_mix", "over_best_mix", "over_resolution_mix", "of_oracle"}
     assert all(name in out for name in names)
     assert "over the best random mix" in out
     by_name = dict(zip(names, report["policies"], strict=True))
     assert by_name["random"]["mix"] == by_name["routed"]["mix"]
-    assert by_name["oracle"]["top1"] >= max(by_name[name]["top1"] for name in names[:5])
+    assert by_name["oracle"]["top1"] >= max(by_name[name]["top1"] for name in names[:6])
     assert all(policy["images_per_second"] > 0 for policy in report["policies"])
     # In training the last validation was of the same parameters.
     last = [line for line in lines(finished) if line["kind"] == "validation"][-1]
@@ -113,6 +130,9 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     # Both route at the budget of the config.
     assert report["budget"]["target"] == 5e4
     assert report["budget"]["price"] == last["price"] != 0
+    assert report["router"]["foretold"] == pytest.approx(last["foretold"], abs=1e-4)
+    assert last["top1_by_option"] == {
+        name: by_name[f"fixed {name}"]["top1"] for name in report["options"]}
     assert last["multiply_adds"] <= 5e4
     assert (finished / "routing.png").stat().st_size > 0
     assert not (finished / "curve.png").exists()
@@ -128,7 +148,14 @@ def test_a_budget_and_a_curve_from_the_command_line(finished, capsys):
     assert "40.0 k asked for" in out
     swept = json.loads((finished / "curve.json").read_text(), parse_constant=pytest.fail)
     fixed = {policy["name"]: policy for policy in report["policies"]}
-    assert swept["fixed"].keys() == set(map(str, swept["resolutions"]))
+    assert swept["options"] == ["32", "24", "16", "predictor"] == list(swept["fixed"])
+    assert swept.keys() - {"missed"} == {
+        "resolutions", "options", "fixed", "oracle", "predictor", "points"}
+    for point in swept["points"]:
+        assert point.keys() == {"budget", "of_base", "price", "mix", "policies", "gains"}
+        assert point["gains"].keys() == {
+            "routed", "routed_over_resolutions", "best_policy", "best_policy_over_resolutions",
+            "routed_over_cascade"}
     for size, point in swept["fixed"].items():
         assert point["top1"] == fixed[f"fixed {size}"]["top1"]
         assert point["multiply_adds"] == fixed[f"fixed {size}"]["multiply_adds"]
@@ -140,7 +167,7 @@ def test_a_budget_and_a_curve_from_the_command_line(finished, capsys):
 def test_a_budget_out_of_reach_is_told_before_long_work(finished, capsys):
     assert runs.call("eval", "--workdir", str(finished), "--budget", "1") == 2
     out, err = capsys.readouterr()
-    assert "expected 2.309e-05" in err and "to 5.765e-05" in err and "received 1" in err
+    assert "expected 1.159e-05 (the predictor) to 5.769e-05" in err and "received 1" in err
     assert out == ""
 
 
@@ -148,7 +175,7 @@ def test_stage_2_from_another_run(images, finished, tmp_path, capsys):
     assert runs.call(*runs.arguments(images, tmp_path, {
         "pretrain.epochs": 0, "finetune.epochs": 0.5, "finetune.init_from": str(finished),
         "router.objective": "gumbel", "router.gumbel.alpha": 1e-5,
-        "router.gumbel.estimator": "dense", "predictor.width": 0.5,
+        "router.gumbel.estimator": "dense", "predictor.width": 0.5, "predictor.classifies": False,
     })) == 0
     assert "compiled dense" in capsys.readouterr().out
     # Half an epoch, whose first step is taken with the classifier of the other run's stage 1.
@@ -194,8 +221,8 @@ def test_new_bucket_sizes_compile_in_the_background(finished):
 
 def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path, capsys):
     pushed = {
-        "router.objective": "gumbel", "budget": 0.0, "router.gumbel.alpha": 1e-6,
-        "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0, "pretrain.epochs": 0,
+        "router.objective": "gumbel", "predictor.classifies": False, "budget": 0.0,
+        "router.gumbel.alpha": 1e-6, "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0, "pretrain.epochs": 0,
         "resolutions": (32, 16),
     }
     assert runs.call(*runs.arguments(images, tmp_path, pushed)) == 0
@@ -331,6 +358,7 @@ def test_the_best_of_checkpoints_without_validation(finished, tmp_path, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path, capsys):
     assert runs.call(*runs.arguments(images, tmp_path, {
         "pretrain.learning_rate": 1e30, "pretrain.warmup_epochs": 0, "resolutions": (32, 16),
+        "predictor.classifies": False,  # its logits would be told first
     })) == 2
     err = capsys.readouterr().err
     assert "the loss of step" in err
@@ -345,6 +373,7 @@ def test_a_predictor_that_turns_nan_stops_the_run_and_is_never_saved(
     # Without a check it trains on: the largest of NaNs is the first, so that all go to the base.
     assert runs.call(*runs.arguments(images, tmp_path, {
         "pretrain.epochs": 0, "optimizer.predictor_rate": 1e38, "router.objective": objective,
+        "predictor.classifies": objective == "outcome",
         "checkpoint.every_steps": 1, "resolutions": (32, 16),
     })) == 2
     err = capsys.readouterr().err
