@@ -33,7 +33,10 @@ def text_report(report: dict[str, Any]) -> str:
         )
     if "at_or_above_needed_scale" in report:
         share = 100 * report["at_or_above_needed_scale"]
-        lines.append(f"sent at or above the smallest resolution known to suffice: {share:.1f} %")
+        lines.append(
+            "sent at or above the smallest resolution known to suffice: "
+            f"{share:.1f} % of what the classifier answers"
+        )
     return "\n".join(lines)
 
 
