@@ -65,7 +65,10 @@ def test_images_that_the_predictor_answers(evaluated, tmp_path, capsys):
     shutil.copytree(evaluated, tmp_path / "run")
     budget = "2.2e-5"  # less than that of the predictor and the smallest resolution for all
     where = "--workdir", str(tmp_path / "run"), "--budget", budget
+    (tmp_path / "run" / "routing.png").unlink()
     assert runs.call("eval", *where) == 0
+    assert "could not be drawn" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "routing.png").exists()
     rows, model = rows_of(tmp_path / "run"), drnet_jax.load(tmp_path / "run")
     by_predictor = [row for row in rows if row["network"] == "predictor"]
     assert 0 < len(by_predictor) < len(rows)

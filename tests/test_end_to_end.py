@@ -222,8 +222,8 @@ def test_new_bucket_sizes_compile_in_the_background(finished):
 def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path, capsys):
     pushed = {
         "router.objective": "gumbel", "predictor.classifies": False, "budget": 0.0,
-        "router.gumbel.alpha": 1e-6, "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0, "pretrain.epochs": 0,
-        "resolutions": (32, 16),
+        "router.gumbel.alpha": 1e-6, "router.gumbel.eta": 30.0, "optimizer.predictor_rate": 5.0,
+        "pretrain.epochs": 0, "resolutions": (32, 16),
     }
     assert runs.call(*runs.arguments(images, tmp_path, pushed)) == 0
     assert "every image goes to one resolution" in capsys.readouterr().out
