@@ -226,7 +226,7 @@ def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path, capsys):
         "pretrain.epochs": 0, "resolutions": (32, 16),
     }
     assert runs.call(*runs.arguments(images, tmp_path, pushed)) == 0
-    assert "every image goes to one resolution" in capsys.readouterr().out
+    assert "every image is answered by one option" in capsys.readouterr().out
     last = [line for line in lines(tmp_path) if line["kind"] == "train"][-1]
     assert last["mix"]["16"] == 1.0
 

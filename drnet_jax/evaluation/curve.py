@@ -131,16 +131,19 @@ def _gains(
 ) -> list[dict[str, dict[str, Any] | None]]:
     """The "gains" of each point, see `sweep`."""
     found = [dict[str, Any]() for _ in points]
+    cheapest = min(costs.classifier)
     for name in ("routed", "best_policy"):
         known = [at for at, point in enumerate(points) if point[name]]
-        over = intervals.over_best_mix(
-            table.right, [points[at][name] for at in known], costs, seed
-        )
+        outcomes = [points[at][name] for at in known]
+        over = intervals.over_best_mix(table.right, outcomes, costs, seed)
         for suffix, gain in (("", over["options"]), ("_over_resolutions", over["resolutions"])):
             for each in found:
                 each[name + suffix] = None
-            for at, value, low, high in zip(known, gain["value"], *gain["interval"], strict=True):
-                found[at][name + suffix] = {"value": value, "interval": [low, high]}
+            ends = zip(known, outcomes, gain["value"], *gain["interval"], strict=True)
+            for at, outcome, value, low, high in ends:
+                # No mix of resolutions costs less than the cheapest of them.
+                if not suffix or outcome.mean_cost() >= cheapest:
+                    found[at][name + suffix] = {"value": value, "interval": [low, high]}
     for each, point in zip(found, points, strict=True):
         both = point["routed"] and point["best_cascade"]
         each["routed_over_cascade"] = (

@@ -94,10 +94,10 @@ def evaluate(
     }
     if table.needed_scale.any():
         scales = np.array(costs.resolutions) / costs.resolutions[0]
-        # An answer of the predictor's own is right or wrong, but of no resolution's.
-        of_classifier = routed.choice < len(scales)
-        enough = scales[routed.choice[of_classifier]] >= table.needed_scale[of_classifier] - 1e-6
-        report["at_or_above_needed_scale"] = float(enough.mean()) if len(enough) else 1.0
+        classified = routed.choice < len(scales)  # the others were sent to no resolution
+        enough = scales[routed.choice[classified]] >= table.needed_scale[classified] - 1e-6
+        if classified.any():
+            report["at_or_above_needed_scale"] = float(enough.mean())
     return Evaluation(report, table, routed, held)
 
 

@@ -4,7 +4,6 @@ Nothing is run here: what a policy makes of each image follows from the predicto
 answers of all options. `evaluate` runs some of them for real.
 """
 
-import bisect
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -138,20 +137,19 @@ def with_threshold(
     The threshold is the same for all passes, and halfway between two values of sureness that
     occur. No label is looked at.
     """
-    if target < costs.passes[cascade.options[0]]:
+    first, *following = costs.passes[list(cascade.options)]
+    if target < first:
         return None
-    found = np.unique(table.sureness(cascade.rule)[:, cascade.options[:-1]])
-    between = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
-    # A hair more, for targets that are sums of these very costs, rounded. The cost rises with the
-    # threshold, and at the first one, below which nothing is, it is that of the first pass.
-    target = target * (1 + 1e-9)
-    number = bisect.bisect_right(
-        between, target, lo=1,
-        key=lambda threshold: cascaded(
-            table, costs, dataclasses.replace(cascade, threshold=threshold)
-        ).mean_cost(),
-    )
-    return dataclasses.replace(cascade, threshold=float(between[number - 1]))
+    sureness = table.sureness(cascade.rule)[:, cascade.options[:-1]]
+    found = np.unique(sureness)
+    thresholds = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
+    # An image goes on while none of its answers so far is sure enough.
+    highest = np.sort(np.maximum.accumulate(sureness, axis=1), axis=0)
+    gone_on = [np.searchsorted(column, thresholds) / len(column) for column in highest.T]
+    cost = first + following @ np.array(gone_on)  # rises with the threshold
+    # A hair more, for targets that are sums of these very costs, rounded.
+    number = np.searchsorted(cost, target * (1 + 1e-9), side="right") - 1
+    return dataclasses.replace(cascade, threshold=float(thresholds[number]))
 
 
 def cascaded(table: Table, costs: Costs, cascade: Cascade) -> Outcome:
