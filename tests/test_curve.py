@@ -140,6 +140,8 @@ def test_the_best_policy_is_cross_fitted(table, costs, which, request):
         for name, policy in (("best_policy", best), ("routed", routed)):
             gains = policy and intervals.over_best_mix(table.right, [policy], costs, seed=0)
             for suffix, mix in (("", "options"), ("_over_resolutions", "resolutions")):
+                if suffix and policy and policy.mean_cost() < min(costs.classifier):
+                    gains = None  # no mix of resolutions is so cheap
                 assert point["gains"][name + suffix] == (gains and {
                     "value": gains[mix]["value"][0],
                     "interval": [end for end, in gains[mix]["interval"]]})

@@ -38,11 +38,11 @@ from drnet_jax.formatting import by_option
 
 COLLAPSED = 0.99  # share of one option in a window from which on the router has collapsed
 HINT = (
-    "every image is answered by one option, so the router decides nothing. "
-    "config.router.objective='outcome' keeps to a budget, and does so only where the budget is that "
-    "option's cost; with 'gumbel' try a higher "
-    "config.router.gumbel.temperature, a config.router.gumbel.alpha between the costs of two "
-    "resolutions, a lower config.router.gumbel.eta, or a lower config.optimizer.predictor_rate."
+    "every image is answered by one option, so the router decides nothing. With "
+    "config.router.objective='outcome' look whether config.budget is what that option costs; with "
+    "'gumbel' try a higher config.router.gumbel.temperature, a config.router.gumbel.alpha between "
+    "the costs of two resolutions, a lower config.router.gumbel.eta, or a lower "
+    "config.optimizer.predictor_rate."
 )
 
 
