@@ -59,15 +59,18 @@ def get_config(argument: str = "") -> ConfigDict:
             "weight_decay": 1e-4,  # L2 penalty added to the gradient, as PyTorch's SGD does
             "clip_norm": 0.0,  # clip classifier's and predictor's gradient to this norm; 0: no
             "decay_norms_and_biases": True,  # decay BatchNorm scale and bias, and biases, too
-            "predictor_rate": 0.1,  # the predictor's learning rate as a share of the classifier's
+            "predictor_rate": 1.0,  # the predictor's learning rate as a share of the classifier's
         },
         "pretrain": {
-            "epochs": 70.0,  # stage 1: all resolutions at once, no predictor; 0 skips it
+            # Stage 1: all resolutions at once, and the predictor if it classifies; 0 skips it.
+            "epochs": 70.0,
             "learning_rate": 0.1,  # after warm-up
             "warmup_epochs": 3.0,  # linear from 0
             "decay_epochs": 20.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
-            "distillation": 0.0,  # how far smaller sizes learn the base's answers, not labels: 0-1
+            # How far smaller sizes, and a predictor that classifies, learn the base's answers in
+            # place of the labels: 0 to 1.
+            "distillation": 0.0,
         },
         "finetune": {
             "epochs": 100.0,  # stage 2: predictor and classifier together; 0 skips it

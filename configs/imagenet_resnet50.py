@@ -13,6 +13,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
     config.router.objective = "gumbel"
     config.predictor.classifies = False
+    config.optimizer.predictor_rate = 0.1
     config.budget = 0.0
     config.classifier.classes = 1000  # known beforehand: costs need no data set
     return override(config, argument)

@@ -86,8 +86,7 @@ class Model:
                 price for it, or is of stage 1 and its predictor not trained.
         """
         check_images(images)
-        untrained = self.meta.stage == STAGES[0] and not self.costs.classifies
-        if untrained and len(self.resolutions) > 1:
+        if not self.predictor_trained and len(self.costs.options) > 1:
             raise UserError(
                 f"expected a checkpoint of stage {STAGES[1]}, received one of stage "
                 f"{self.meta.stage} (step {self.meta.step}): its predictor is not trained, so that "
@@ -143,10 +142,15 @@ class Model:
         classes = by_class(found.table, found.routed, self.costs, self.classes)
         header = {
             "checkpoint": self.meta.step, "stage": self.meta.stage, "seed": self.config.seed,
-            "first_image": source.key(0),
+            "predictor_trained": self.predictor_trained, "first_image": source.key(0),
         }
         footer = {"classes": classes, "notes": list(source.notes)}
         return dataclasses.replace(found, report=header | found.report | footer)
+
+    @property
+    def predictor_trained(self) -> bool:
+        """Whether the checkpoint is of a stage that trains the predictor."""
+        return self.meta.stage == STAGES[-1] or self.costs.classifies
 
     @property
     def square(self) -> int:
@@ -155,7 +159,7 @@ class Model:
 
     @property
     def price(self) -> float | None:
-        """At which resolutions are charged for `budget`; None if no validation has found it."""
+        """At which options are charged for `budget`; None if no validation has found it."""
         return self._price(self.budget)
 
     def _price(self, budget: float) -> float | None:
@@ -174,8 +178,8 @@ class Model:
         if price is None:
             raise UserError(
                 f"budget: expected 0, for none, received {budget:g}; for this checkpoint (step "
-                f"{self.meta.step}) no price of a budget is known, as it was not validated once "
-                "its predictor was trained, nor one before it with its config.router.objective"
+                f"{self.meta.step}) no price of a budget is known, as neither it nor one before it "
+                f"in stage {self.meta.stage} was validated with its config.router.objective"
             )
         return price
 

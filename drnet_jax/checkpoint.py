@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
 from drnet_jax import images
-from drnet_jax.config import STAGES, Config, parse
+from drnet_jax.config import Config, parse
 from drnet_jax.data import transforms
 from drnet_jax.devices import replicated
 from drnet_jax.drnet import DRNet, Tree
@@ -291,8 +291,8 @@ def open_existing(workdir: str) -> Checkpoints:
 
 
 def _rank(meta: Meta) -> float:
-    """Orders checkpoints; the routed accuracy of stage 2 outranks any of stage 1."""
-    return 1 + STAGES.index(meta.stage) + meta.metrics["top1"] if meta.metrics else 0.0
+    """Orders checkpoints by accuracy: a routed one outranks any of a stage that does not route."""
+    return 1 + bool(meta.prices) + meta.metrics["top1"] if meta.metrics else 0.0
 
 
 def _on(mesh: Mesh, tree: Tree) -> Tree:

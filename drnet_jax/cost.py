@@ -59,17 +59,19 @@ class Costs:
         return (*map(str, self.resolutions), *[PREDICTOR] * self.classifies)
 
     @property
-    def charged(self) -> np.ndarray:
-        """Multiply-adds that an option adds to the predictor's, float32 [O]: what routing charges.
+    def added(self) -> tuple[int, ...]:
+        """Multiply-adds that each option adds to the predictor's, [O]: its own answer adds none."""
+        return (*self.classifier, *[0] * self.classifies)
 
-        The predictor's own answer adds none.
-        """
-        return np.array((*self.classifier, *[0] * self.classifies), np.float32)
+    @property
+    def charged(self) -> np.ndarray:
+        """`added` as routing charges it, float32 [O]."""
+        return np.array(self.added, np.float32)
 
     @property
     def routed(self) -> np.ndarray:
         """Multiply-adds of an image that is routed to each option, predictor included, [O]."""
-        return np.array((*self.classifier, *[0] * self.classifies), float) + self.predictor
+        return np.array(self.added, float) + self.predictor
 
     @property
     def passes(self) -> np.ndarray:

@@ -25,7 +25,10 @@ def choice_scores(logits: jax.Array) -> jax.Array:
 
 
 def outcome_scores(logits: jax.Array) -> jax.Array:
-    """Of predictor logits [..., O] the probability that each option answers right."""
+    """Of predictor logits [..., O] the probability that each option answers right.
+
+    What is taken for right is told by `train.objectives`: the label, or in stage 1 the base's view.
+    """
     return jax.nn.sigmoid(logits)
 
 
@@ -151,7 +154,8 @@ class Cascade:
 
     def doubts(self, log_p: np.ndarray) -> np.ndarray:
         """Which answers, log-probabilities [N, C], are not sure enough, bool [N]."""
-        return RULES[self.rule](log_p) < self.threshold
+        # Not "less than": what is no number is not sure of anything.
+        return ~(RULES[self.rule](log_p) >= self.threshold)
 
     def after(self, option: int) -> int:
         """The option that is tried next; DONE after the last."""

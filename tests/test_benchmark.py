@@ -84,7 +84,7 @@ def rows(report, group):
 
 
 def test_cases(report):
-    assert list(rows(report, "training")) == ["static", "dense", "bucketed"]
+    assert list(rows(report, "training")) == ["static", "stage 1", "dense", "bucketed"]
     assert list(rows(report, "inference")) == ["static", "predictor", "routed"]
     for row in report["cases"]:
         assert 0 < row["slowest"] <= row["images_per_second"] <= row["fastest"]

@@ -70,7 +70,7 @@ def test_a_point_by_hand(swept):
     assert policies["cascade_8>16_by_margin"] == pytest.approx(
         {"top1": 4 / 6, "multiply_adds": 20 + 200 / 6})
     assert policies["cascade_12>16_by_margin"]["multiply_adds"] == pytest.approx(60)
-    assert policies["random_best_resolutions"] == policies["random_best_mix"]
+    assert policies["random_best_resolution_mix"] == policies["random_best_mix"]
 
 
 def test_what_a_budget_does_not_pay_for_is_missing(swept):
@@ -81,7 +81,7 @@ def test_what_a_budget_does_not_pay_for_is_missing(swept):
     assert figures["cascade_8>16_by_margin"]["top1"] == figures["random_best_mix"]["top1"]
     assert figures["best_policy"]["is"] == figures["best_cascade"]["is"] == "cascade 8>12 by margin"
     gains = point["gains"]
-    assert gains["routed"] is gains["routed_over_resolutions"] is None
+    assert gains["routed"] is gains["routed_over_resolution_mix"] is None
     assert gains["routed_over_cascade"] is None
     assert gains["best_policy"]["value"] == pytest.approx(0)
 
@@ -98,7 +98,7 @@ def test_a_point_with_a_predictor_that_answers_by_hand(answering):
         {"top1": (4 + 2 * 2 + 3 * 2) / 36, "multiply_adds": (100 + 40 + 15) / 6})
     # The predictor is as good as 8 px, and cheaper, so that more is left for 16 px.
     assert figures["random_best_mix"]["top1"] == pytest.approx((2 + 2 * 35 / 95) / 6)
-    assert figures["random_best_resolutions"]["top1"] == pytest.approx((2 + 2 * 20 / 80) / 6)
+    assert figures["random_best_resolution_mix"]["top1"] == pytest.approx((2 + 2 * 20 / 80) / 6)
     three = figures["cascade_predictor>8>16_by_margin"]
     assert three["multiply_adds"] == pytest.approx(5 + 20 / 6)
 
@@ -108,7 +108,7 @@ def test_the_cheapest_point_is_the_predictor_alone(answering):
     assert point["budget"] == 5 and point["mix"]["predictor"] == 1
     for name in ("routed", "best_cascade", "random_best_mix", "random_same_mix"):
         assert point["policies"][name]["top1"] == pytest.approx(2 / 6), name
-    assert point["policies"]["random_best_resolutions"] is None
+    assert point["policies"]["random_best_resolution_mix"] is None
     assert point["gains"]["routed"] == {"value": 0, "interval": [0, 0]}
 
 
@@ -139,7 +139,7 @@ def test_the_best_policy_is_cross_fitted(table, costs, which, request):
             assert (figures["is"], figures["top1"]) == (expected.name, expected.top(1))
         for name, policy in (("best_policy", best), ("routed", routed)):
             gains = policy and intervals.over_best_mix(table.right, [policy], costs, seed=0)
-            for suffix, mix in (("", "options"), ("_over_resolutions", "resolutions")):
+            for suffix, mix in (("", "options"), ("_over_resolution_mix", "resolutions")):
                 if suffix and policy and policy.mean_cost() < min(costs.classifier):
                     gains = None  # no mix of resolutions is so cheap
                 assert point["gains"][name + suffix] == (gains and {

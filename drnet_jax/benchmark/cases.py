@@ -91,7 +91,8 @@ class ForcedStep(FinetuneStep):
 def training(
     setup: Setup, batch: dict[str, np.ndarray], choice: np.ndarray
 ) -> Iterator[Contestant]:
-    """Steps of a plain classifier at the base size, and of finetuning, dense and bucketed."""
+    """Steps of a plain classifier at the base size, of stage 1, and of stage 2, dense and bucketed.
+    """
     config, drnet, costs, mesh = setup.config, setup.drnet, setup.costs, setup.mesh
     size, key = len(choice), jax.device_put(jax.random.key(config.seed), replicated(mesh))
     batch = put_batch(mesh, batch)
@@ -119,6 +120,9 @@ def training(
     # A single candidate has no other to teach.
     yield contestant("static", dataclasses.replace(static, distillation=0.0), costs.classifier[0])
 
+    all_at_once = sum(costs.classifier) + costs.predictor * costs.classifies
+    yield contestant("stage 1", make_step(setup, "pretrain", optimizers["pretrain"]), all_at_once)
+
     def forced(dense: bool) -> ForcedStep:
         sizes = Sizes(config.bucket_multiple, lead=0)
         step = make_step(setup, "finetune", optimizers["finetune"], sizes)
@@ -135,7 +139,8 @@ def initial_state(step: Step, key: jax.Array) -> TrainState:
     """A fresh state for a step, on its mesh."""
     def create(key: jax.Array) -> TrainState:
         state = create_state(step.drnet, step.optimizer, key)
-        if not isinstance(step, FinetuneStep):  # no routing: no predictor to carry along
+        if not isinstance(step, FinetuneStep) and not step.drnet.classifies:
+            # Neither routing nor learning: no predictor to carry along.
             params = state.params | {"predictor": {}}
             state = state.replace(
                 params=params, batch_stats=state.batch_stats | {"predictor": {}},

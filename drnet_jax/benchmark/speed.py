@@ -9,8 +9,9 @@ the mix needs (a router's own draws need half of config.bucket_multiple per buck
 Timed are
 
     training   static     a step of the plain classifier at the base size: no predictor, no routing
-               dense      a finetuning step that runs all resolutions for all samples
-               bucketed   a finetuning step that runs each sample at its resolution
+               stage 1    a step that runs all resolutions, and a predictor that learns there
+               dense      a step of stage 2 that runs all resolutions for all samples
+               bucketed   a step of stage 2 that runs each sample by its option
     inference  static     the plain classifier at the base size
                predictor  the predictor alone
                routed     a stream of batches through the queues of `drnet_jax.inference`
@@ -18,7 +19,7 @@ Timed are
 
 and by itself, from encoded images to training batches, the input pipeline of the config's data.
 
-Multiply-adds are an image's, by `drnet_jax.cost`. A training step counts three times the forward
+Multiply-adds are an image's (`drnet_jax.products`). A training step counts three times the forward
 pass, of the classifier and of the predictor alike; wherever the predictor runs it is counted, and
 padding never is. The realised fraction is
 

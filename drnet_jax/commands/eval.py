@@ -23,7 +23,7 @@ from drnet_jax.evaluation.evaluate import Evaluation
 from drnet_jax.evaluation.files import write_confusion, write_predictions
 from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
-from drnet_jax.train.resume import CLASSIFIER, PREDICTOR, check_compatible, differing
+from drnet_jax.train.resume import CLASSIFIER_KEYS, PREDICTOR_KEYS, check_compatible, differing
 
 USED = ("data", "evaluation", "seed")  # groups and keys of --config; see `drnet_jax.api.load`
 
@@ -63,7 +63,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         start()
         model = load(where, checkpoint.value, override)
         if override:
-            check_compatible(model.meta, override, model.classes, where, CLASSIFIER + PREDICTOR)
+            check_compatible(model.meta, override, model.classes, where, CLASSIFIER_KEYS + PREDICTOR_KEYS)
             announce_ignored(model.meta.config, override)
         if with_curve.value and len(model.costs.options) == 1:
             raise UserError("--curve: expected several config.resolutions, received one")

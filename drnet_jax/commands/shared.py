@@ -130,7 +130,7 @@ def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
     """
     holder = flags.DEFINE_list(
         "mix", None, "Share of the images of each option (the resolutions, and then the predictor "
-        "if it classifies), such as 0.2,0.3,0.5.",
+        "if it classifies), such as 0.2,0.3,0.5; by default the same for all.",
         flag_values=values,
     )
 

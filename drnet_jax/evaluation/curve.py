@@ -35,7 +35,7 @@ def sweep(table: Table, costs: Costs, seed: int, rule: str) -> dict[str, Any]:
         "oracle", each {"top1", "multiply_adds"}; "predictor", its multiply-adds; "missed", why a
         budget cannot be met, where there is one; and "points", for which see `_point`, each with
         "gains", {"value", "interval"} of "routed" and "best_policy" over the best random mix of all
-        options, and, as "..._over_resolutions", of the resolutions alone; and of
+        options, and, as "..._over_resolution_mix", of the resolutions alone; and of
         "routed_over_cascade", routing less the best cascade. Of what a budget does not pay for
         there is None.
     """
@@ -48,7 +48,7 @@ def sweep(table: Table, costs: Costs, seed: int, rule: str) -> dict[str, Any]:
     ), strict=True)
     missed = list(filter(None, (
         policies.missed(point["budget"], point["policies"]["routed"]["multiply_adds"])
-        for point in points if costs.can_cost(point["budget"])
+        for point in points if point["policies"]["routed"] and costs.can_cost(point["budget"])
     )))
     return {
         "resolutions": list(costs.resolutions),
@@ -78,7 +78,7 @@ def _point(
     "budget"; "of_base", its share of the base's cost; "price" and "mix" of routing; "policies",
     {"top1", "multiply_adds"} of "routed", "foresight" (see `policies`), "random_same_mix" (a random
     mix of its proportions), "random_best_mix" (see `best_random_mix`; of all options, and as
-    "random_best_resolutions" of the resolutions alone), each cascade, "best_cascade" and
+    "random_best_resolution_mix" of the resolutions alone), each cascade, "best_cascade" and
     "best_policy" (routed or a cascade), both chosen by cross-fitting, with "is", which these are.
     Of what the budget does not pay for there is None.
     """
@@ -97,7 +97,8 @@ def _point(
             "top1": float(mix @ fixed), "multiply_adds": float(mix @ costs.passes)
         },
         **{
-            f"random_best_{'mix' if name == 'options' else name}": None if budget < passes.min()
+            {"options": "random_best_mix", "resolutions": "random_best_resolution_mix"}[name]:
+            None if budget < passes.min()
             else {
                 "top1": float(policies.best_random_mix(passes, fixed[: len(passes)], budget)),
                 "multiply_adds": budget,
@@ -130,25 +131,28 @@ def _gains(
     table: Table, points: Sequence[Found], costs: Costs, seed: int
 ) -> list[dict[str, dict[str, Any] | None]]:
     """The "gains" of each point, see `sweep`."""
-    found = [dict[str, Any]() for _ in points]
-    cheapest = min(costs.classifier)
+    found: list[dict[str, Any]] = [{} for _ in points]
+
+    def fill(name: str, known: Sequence[int], gain: dict[str, Any]) -> None:
+        for each in found:
+            each[name] = None
+        for at, value, low, high in zip(known, gain["value"], *gain["interval"], strict=True):
+            found[at][name] = {"value": value, "interval": [low, high]}
+
     for name in ("routed", "best_policy"):
         known = [at for at, point in enumerate(points) if point[name]]
-        outcomes = [points[at][name] for at in known]
-        over = intervals.over_best_mix(table.right, outcomes, costs, seed)
-        for suffix, gain in (("", over["options"]), ("_over_resolutions", over["resolutions"])):
-            for each in found:
-                each[name + suffix] = None
-            ends = zip(known, outcomes, gain["value"], *gain["interval"], strict=True)
-            for at, outcome, value, low, high in ends:
-                # No mix of resolutions costs less than the cheapest of them.
-                if not suffix or outcome.mean_cost() >= cheapest:
-                    found[at][name + suffix] = {"value": value, "interval": [low, high]}
-    for each, point in zip(found, points, strict=True):
-        both = point["routed"] and point["best_cascade"]
-        each["routed_over_cascade"] = (
-            intervals.difference(point["routed"], point["best_cascade"], seed) if both else None
+        over = intervals.over_best_mix(
+            table.right, [points[at][name] for at in known], costs, seed
         )
+        fill(name, known, over["options"])
+        fill(f"{name}_over_resolution_mix", known, over["resolutions"])
+        for at in known:  # no mix of resolutions costs less than the cheapest of them
+            if points[at][name].mean_cost() < min(costs.classifier):
+                found[at][f"{name}_over_resolution_mix"] = None
+    both = [at for at, point in enumerate(points) if point["routed"] and point["best_cascade"]]
+    fill("routed_over_cascade", both, intervals.differences(
+        [points[at]["routed"] for at in both], [points[at]["best_cascade"] for at in both], seed
+    ))
     return found
 
 

@@ -37,7 +37,8 @@ def evaluate(
     """The evaluation of a model: every fixed option, routed, random, oracle, a cascade.
 
     One pass over the images makes a table, off which every policy is read. For images/s, and to
-    check the table, the policies then really run on a sample of the images.
+    check the table, the policies then really run on a sample of the images, and the base on their
+    mirror images.
 
     The random router deals the routed choices out to other images, `RANDOM_DRAWS` times. The
     cascade is the best that costs what routing does, chosen by cross-fitting (see
@@ -55,7 +56,7 @@ def evaluate(
     costs, seed = engine.costs, config.seed
     engine.warm_up()
     sample = Sample(images, max(1, config.evaluation.speed_images // jax.process_count()))
-    table = tabulate(engine, sample.watch(batches), mirror=True)
+    table = tabulate(engine, sample.watch(batches))
     held = sample.batches(engine.batch_size)
 
     price = policies.price_for(table.scores, costs, budget)
@@ -86,7 +87,7 @@ def evaluate(
             **({"missed": missed} if missed else {}),
         },
         "router": _router(table, routed, costs, seed),
-        "ceilings": _ceilings(table, costs, spent),
+        "ceilings": _ceilings(table, costs, spent, runs.run(runs.mirrored(engine, held))),
         "speed": {
             "images": len(found["routed"].index),
             "differing": runs.differing(found["routed"], table, routed),
@@ -162,21 +163,29 @@ def _router(table: Table, routed: Outcome, costs: Costs, seed: int) -> dict[str,
         "gains": intervals.router_gains(table.right, routed.choice, routed.right, costs, seed),
         "entropy": routing.entropy(routed.mix(len(costs.options))),
         "agreement": intervals.agreement(table.right, routed.choice, costs).tolist(),
-        "foretold": intervals.foretold(table, costs),
+        **({"foretold": intervals.foretold(table, costs)} if len(costs.resolutions) > 1 else {}),
     }
 
 
-def _ceilings(table: Table, costs: Costs, spent: float) -> dict[str, float]:
+def _ceilings(
+    table: Table, costs: Costs, spent: float, mirrored: runs.PolicyRun
+) -> dict[str, float]:
     """Top-1 that knowledge no router has would reach, to tell what of it is luck.
 
+    Args:
+        spent: multiply-adds of an image when routed.
+        mirrored: the base's answers to the mirror images of those in memory.
+
     Returns:
-        {"resolutions": of the oracle over the resolutions; "mirror": of an oracle over two passes
-        of the base, the image and its mirror image, which differ by luck alone; "foresight": of
-        `policies.foresight`, at the cost of routing}.
+        {"foresight": of `policies.foresight`, at the cost of routing; and of the images in memory
+        "resolutions": of the oracle over the resolutions, and "mirror": of an oracle over two
+        passes of the base, the image and its mirror image, which differ by luck alone}.
     """
-    right = table.right[:, : len(costs.resolutions)]
+    held = np.searchsorted(table.index, mirrored.index)
+    right = table.right[held, : len(costs.resolutions)]
+    again = mirrored.answer == table.label[held]
     return {
-        "resolutions": float(right.any(axis=1).mean()),
-        "mirror": float((right[:, 0] | (table.mirror_rank == 0)).mean()),
         "foresight": policies.foresight(table, costs, spent).top(1),
+        "resolutions": float(right.any(axis=1).mean()),
+        "mirror": float((right[:, 0] | again).mean()),
     }

@@ -81,10 +81,19 @@ def mixes(costs: Costs) -> dict[str, np.ndarray]:
     return {"options": costs.passes, "resolutions": costs.passes[: len(costs.resolutions)]}
 
 
-def difference(one: Outcome, other: Outcome, seed: int) -> dict[str, Any]:
-    """The top-1 of a policy less that of another on the same images, see `with_intervals`."""
-    columns = (one.right.astype(float) - other.right)[:, None]
-    return with_intervals(columns, lambda means: {"top1": means[..., 0]}, seed)["top1"]
+def differences(
+    ones: Sequence[Outcome], others: Sequence[Outcome], seed: int
+) -> dict[str, Any]:
+    """The top-1 of P policies less that of as many others on the same images.
+
+    Returns:
+        {"value": [P], "interval": [[P], [P]]}, see `with_intervals`.
+    """
+    if not ones:
+        return {"value": [], "interval": [[], []]}
+    pairs = zip(ones, others, strict=True)
+    columns = np.stack([one.right.astype(float) - other.right for one, other in pairs], axis=1)
+    return with_intervals(columns, lambda means: {"top1": means}, seed)["top1"]
 
 
 def router_gains(
@@ -136,12 +145,12 @@ def router_gains(
 
 
 def foretold(table: Table, costs: Costs) -> float:
-    """How well the predictor foretells where the smallest resolution is in doubt.
+    """How well the predictor foretells where the smallest resolution, of several, is in doubt.
 
     The correlation, over images, of what it expects to lose there against the base with the doubt
-    that the pass itself turns out to leave (the negative of its margin). Below about 0.5 a cascade,
-    which makes the pass and looks, does better than to choose beforehand. 0 where either is the
-    same for all images.
+    that the pass itself turns out to leave (the negative of its margin). Where it was below about
+    0.5, a cascade, which makes the pass and looks, has done better than to choose beforehand. 0
+    where either is the same for all images.
     """
     smallest = len(costs.resolutions) - 1
     loss = table.scores[:, 0] - table.scores[:, smallest]

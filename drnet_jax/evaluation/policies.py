@@ -141,6 +141,7 @@ def with_threshold(
     if target < first:
         return None
     sureness = table.sureness(cascade.rule)[:, cascade.options[:-1]]
+    sureness = np.where(np.isnan(sureness), -np.inf, sureness)
     found = np.unique(sureness)
     thresholds = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
     # An image goes on while none of its answers so far is sure enough.
@@ -158,7 +159,7 @@ def cascaded(table: Table, costs: Costs, cascade: Cascade) -> Outcome:
     choice = np.full(len(table.label), first)
     spent = np.full(len(choice), costs.passes[first])
     for option, following in itertools.pairwise(cascade.options):
-        again = (choice == option) & (sureness[:, option] < cascade.threshold)
+        again = (choice == option) & ~(sureness[:, option] >= cascade.threshold)
         choice[again] = following
         spent += again * costs.passes[following]
     name = "cascade " + cascade.name(costs.options)

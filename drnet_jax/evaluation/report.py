@@ -18,6 +18,9 @@ def text_report(report: dict[str, Any]) -> str:
             *(_row(policy, base) for policy in report["policies"]),
         ]),
         "",
+        *([] if report.get("predictor_trained", True) else [
+            "warning: the predictor of this checkpoint is not trained: what is routed means nothing"
+        ]),
         *_budget_lines(report["budget"]),
         *_router_lines(report["router"], report["options"]),
         *_ceiling_lines(report["ceilings"]),
@@ -75,7 +78,8 @@ def _router_lines(router: dict[str, Any], options: list[str]) -> list[str]:
             ("the same, of resolutions alone", gain("over_resolution_mix", "+.2f")),
             ("% of what the oracle gains over such a mix", gain("of_oracle", ".1f")),
             ("entropy of the mix in nats", f"{router['entropy']:.3f}"),
-            ("how well it foretells doubt (correlation)", f"{router['foretold']:.2f}"),
+            *([("how well it foretells doubt (correlation)", f"{router['foretold']:.2f}")]
+              if "foretold" in router else []),
         ]),
         "",
         table([
@@ -89,10 +93,11 @@ def _router_lines(router: dict[str, Any], options: list[str]) -> list[str]:
 
 def _ceiling_lines(ceilings: dict[str, float]) -> list[str]:
     return [
-        f"out of reach: {100 * ceilings['foresight']:.2f} % at the cost of routing, if the "
-        "predictor knew beforehand what the base would think of each answer; "
-        f"{100 * ceilings['resolutions']:.2f} % for an oracle over the resolutions, of which much "
-        f"is luck ({100 * ceilings['mirror']:.2f} % for one over an image and its mirror image)"
+        f"for comparison: {100 * ceilings['foresight']:.2f} % at the cost of routing, if the "
+        "predictor knew what the base would think of each answer; "
+        f"{100 * ceilings['resolutions']:.2f} % of the images in memory for an oracle over the "
+        f"resolutions, {100 * ceilings['mirror']:.2f} % for one over the base's answers to an "
+        "image and to its mirror image, which differ by luck alone"
     ]
 
 

@@ -64,6 +64,13 @@ def cascaded(
     return cascade(engine, batches, cascades, lambda index: index % 2)
 
 
+def mirrored(engine: Engine, batches: Batches) -> Iterator[Answers]:
+    """The mirror image of each image by the base."""
+    turned = [(images[:, :, ::-1], index) for images, index in batches]
+    everywhere = np.zeros(1 + max((index.max() for _, index in turned), default=0), int)
+    return given(engine, turned, everywhere)
+
+
 def differing(found: PolicyRun, table: Table, outcome: Outcome) -> int:
     """How many images of a run went elsewhere, or were answered otherwise, than the table says."""
     at = np.searchsorted(table.index, found.index)

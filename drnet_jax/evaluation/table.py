@@ -5,6 +5,7 @@ the C log-probabilities: with a thousand classes those would be hundreds of MB.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -31,9 +32,6 @@ class Table:
     probability: np.ndarray  # float64 [N, O], of the answer, by the option itself
     margin: np.ndarray  # float64 [N, O], see `routing.margin`
     trust: np.ndarray  # float64 [N, O], probability of the answer by the base
-    # int32 [N], of the label in the base's answer to the mirror image; the base's own where that
-    # was not asked for.
-    mirror_rank: np.ndarray
 
     @property
     def right(self) -> np.ndarray:
@@ -42,7 +40,7 @@ class Table:
 
     def sureness(self, rule: str) -> np.ndarray:
         """How sure each option is of its answer by a rule of `routing.RULES`, float64 [N, O]."""
-        return {"margin": self.margin, "probability": self.probability}[rule]
+        return getattr(self, rule)
 
 
 def rank(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -55,14 +53,13 @@ def rank(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def rows(
-    scores: np.ndarray, log_p: list[np.ndarray], mirrored: np.ndarray, batch: Batch
+    scores: np.ndarray, log_p: list[np.ndarray], batch: Batch
 ) -> dict[str, np.ndarray]:
     """The columns of a Table for N images.
 
     Args:
         scores: float32 [N, O].
         log_p: float32 [N, C] of each option, the base first.
-        mirrored: float32 [N, C], the base's of the mirror images.
         batch: "index", "label" and, where it is known, "needed_scale", each [N].
     """
     label, every = batch["label"], np.arange(len(batch["label"]))
@@ -77,7 +74,6 @@ def rows(
         "probability": np.stack([routing.probability(each) for each in log_p], axis=1),
         "margin": np.stack([routing.margin(each) for each in log_p], axis=1),
         "trust": np.exp(log_p[0][every[:, None], answer].astype(float)),
-        "mirror_rank": rank(mirrored, label).astype(np.int32),
     }
 
 
@@ -93,51 +89,32 @@ def host_batches(engine: Engine, source: Source, data: Data, square: int) -> Ite
     )
 
 
-def tabulate(engine: Engine, batches: Iterable[Batch], mirror: bool = False) -> Table:
-    """Every image by every option: this host's share of them run here, and all gathered.
-
-    `mirror`: whether the base also sees the mirror images.
-    """
+def tabulate(engine: Engine, batches: Iterable[Batch]) -> Table:
+    """Every image by every option: this host's share of them run here, and all gathered."""
     found, running = [], None
     # One batch behind, so that the devices work while the host reads answers and decodes.
     for batch in map(real_rows, batches):
-        launched = batch, *_everything(engine, batch["image"], mirror)
+        launched = batch, *_everything(engine, engine.upload(batch["image"]))
         if running is not None:
             found.append(_read(*running))
         running = launched
     # A host without images has columns of the same shapes.
-    found.append(_read(*running or _nothing(engine)))
+    none = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int64)}
+    found.append(_read(*running or (none, *_everything(engine, engine.empty()))))
     columns = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     return Table(**from_all_hosts(columns))
 
 
-def _everything(
-    engine: Engine, images: np.ndarray, mirror: bool
-) -> tuple[jax.Array, list[jax.Array], jax.Array]:
-    """Scores [B, O], log-probabilities [B, C] of each option, and the base's of the mirror images
-    (or else of the images themselves); not waited for.
-    """
-    batch = engine.upload(images)
-    scores, own = engine.predict(batch)
-    log_p = [engine.classify(index, batch) for index in range(len(engine.drnet.resolutions))]
-    mirrored = engine.classify(0, engine.upload(images[:, :, ::-1])) if mirror else log_p[0]
-    return scores, log_p if own is None else [*log_p, own], mirrored
+def _everything(engine: Engine, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Scores [B, O], and log-probabilities [B, C] of each option; not waited for."""
+    scores, own = engine.predict(images)
+    log_p = [engine.classify(index, images) for index in range(len(engine.drnet.resolutions))]
+    return scores, log_p if own is None else [*log_p, own]
 
 
-def _read(
-    batch: Batch, scores: jax.Array, log_p: list[jax.Array], mirrored: jax.Array
-) -> dict[str, np.ndarray]:
+def _read(batch: Batch, scores: jax.Array, log_p: list[jax.Array]) -> dict[str, np.ndarray]:
     count = len(batch["label"])
-    scores, mirrored, *log_p = (np.asarray(each)[:count] for each in (scores, mirrored, *log_p))
-    return rows(scores, log_p, mirrored, batch)
-
-
-def _nothing(engine: Engine) -> tuple[Batch, jax.Array, list[jax.Array], jax.Array]:
-    """What `_read` takes, of no images."""
-    base = engine.drnet.resolutions[0]
-    images = np.zeros((0, base, base, 3), np.uint8)
-    none = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int64)}
-    return none, *_everything(engine, images, mirror=False)
+    return rows(np.asarray(scores)[:count], [np.asarray(each)[:count] for each in log_p], batch)
 
 
 def real_rows(batch: Batch) -> Batch:
@@ -149,18 +126,21 @@ def from_all_hosts(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The rows of all hosts, by "index", of columns [n, ...]; n may differ, and may be 0."""
     if jax.process_count() > 1:
         counts = multihost_utils.process_allgather(np.array(len(columns["index"])))
-        most = counts.max()
-        padded = {
-            name: np.concatenate([
-                values, np.zeros((most - len(values), *values.shape[1:]), values.dtype)
-            ])
-            for name, values in columns.items()
-        }
-        real = np.arange(most) < counts[:, None]
-        gathered = multihost_utils.process_allgather(padded)
-        columns = {name: values[real] for name, values in gathered.items()}
+        real = np.arange(counts.max()) < counts[:, None]
+        columns = {name: _gathered(values, real) for name, values in columns.items()}
     order = np.argsort(columns["index"])
     return {name: values[order] for name, values in columns.items()}
+
+
+def _gathered(values: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """A column [n, ...] of all hosts, whose rows are `real` [hosts, most]."""
+    # As bytes: of 64-bit numbers JAX would keep 32.
+    width = math.prod(values.shape[1:])
+    own = np.ascontiguousarray(values.reshape(len(values), width)).view(np.uint8)
+    padded = np.zeros((real.shape[1], own.shape[1]), np.uint8)
+    padded[: len(own)] = own
+    rows = multihost_utils.process_allgather(padded)[real]
+    return rows.view(values.dtype).reshape(-1, *values.shape[1:])
 
 
 class Sample:

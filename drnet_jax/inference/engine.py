@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -35,7 +36,7 @@ class Engine:
 
         Args:
             drnet: the networks.
-            costs: by which a price charges the resolutions.
+            costs: by which a price charges the options.
             batch_size: rounded up to a multiple of the number of this host's devices.
             announce: is told of every program that is compiled.
         """
@@ -78,7 +79,8 @@ class Engine:
     def empty(self) -> jax.Array:
         """A batch of padding alone."""
         base = self.drnet.resolutions[0]
-        return self.upload(np.zeros((0, base, base, 3), np.uint8))
+        shape = self.batch_size, base, base, 3
+        return jnp.zeros(shape, np.uint8, device=split(self.mesh))  # made there, not sent
 
     def predict(self, batch: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """What the predictor says of each option (see `routing.SCORES`), float32 [B, O]; and the

@@ -39,8 +39,8 @@ class Queues:
         self._predictor = len(engine.drnet.resolutions)  # as an option
         self._images: list[jax.Array | None] = [None] * options
         self._tickets: list[list[int]] = [[] for _ in range(options)]
-        # Buckets not yet answered: (images, tickets, option, log-probabilities).
-        self._running: list[tuple[jax.Array, np.ndarray, int, jax.Array]] = []
+        # Buckets not yet answered: (images that may go on, tickets, option, log-probabilities).
+        self._running: list[tuple[jax.Array | None, np.ndarray, int, jax.Array]] = []
 
     def put(
         self, batch: jax.Array, choice: np.ndarray, tickets: np.ndarray,
@@ -56,12 +56,14 @@ class Queues:
         Yields what is answered by then; N may be less than the batch size, and 0.
         """
         size, predictor = self._engine.batch_size, self._predictor
-        if own is not None and (choice == predictor).any():
-            log_p = np.asarray(own)[: len(choice)]
-            yield from self._settle(batch, choice, tickets, predictor, log_p)
-            choice = np.where(choice == predictor, DONE, choice)
+        if own is not None and (mine := choice == predictor).any():
+            yield Answers(tickets[mine], predictor, np.asarray(own)[: len(choice)][mine])
+            choice = np.where(mine, DONE, choice)
         for option in np.unique(choice[choice != DONE]):
-            rows = np.flatnonzero(choice == option)
+            rows, waiting = np.flatnonzero(choice == option), self._tickets[option]
+            if len(rows) == size and not waiting:  # it is a full bucket as it is
+                yield from self._launch(option, batch, tickets)
+                continue
             while len(rows):
                 waiting = self._tickets[option]
                 taken, rows = np.split(rows, [size - len(waiting)])
@@ -76,49 +78,44 @@ class Queues:
 
     def drain(self) -> Iterator[Answers]:
         """Yields all that is left, run in padded buckets."""
+        passes = self._engine.costs.passes
         while self._running or any(self._tickets):
             waiting = [option for option, tickets in enumerate(self._tickets) if tickets]
-            # Who goes on from the cheapest, the last, joins those who wait for the dearer.
-            for option in waiting[-1:] if self._onward else waiting:
+            if self._onward:  # who goes on from the cheapest joins those who wait for dearer ones
+                waiting = sorted(waiting, key=lambda option: passes[option])[:1]
+            for option in waiting:
                 yield from self._run(option)
             while self._running:
                 yield from self._answer()
 
     def _run(self, option: int) -> Iterator[Answers]:
         images, tickets = self._images[option], np.array(self._tickets[option])
+        self._tickets[option] = []
+        if self._onward:  # some of these images may be needed again: no others are put over them
+            self._images[option] = None
+        yield from self._launch(option, images, tickets)
+
+    def _launch(self, option: int, images: jax.Array, tickets: np.ndarray) -> Iterator[Answers]:
         by_predictor = option == self._predictor
         log_p = (
             self._engine.predict(images)[1] if by_predictor
             else self._engine.classify(option, images)
         )
-        self._running.append((images, tickets, option, log_p))
-        self._tickets[option] = []
-        if self._onward:  # some of these images may be needed again: no others are put over them
-            self._images[option] = None
+        self._running.append((images if self._onward else None, tickets, option, log_p))
         if len(self._running) > IN_FLIGHT:
             yield from self._answer()
 
     def _answer(self) -> Iterator[Answers]:
         images, tickets, option, log_p = self._running.pop(0)
-        here = np.full(len(tickets), option)
-        yield from self._settle(images, here, tickets, option, np.asarray(log_p)[: len(tickets)])
-
-    def _settle(
-        self, batch: jax.Array, choice: np.ndarray, tickets: np.ndarray, option: int,
-        log_p: np.ndarray,
-    ) -> Iterator[Answers]:
-        """Yields the answers [N] of an option to those that chose it, but for those that go on."""
-        here = choice == option
-        answers = Answers(tickets[here], option, log_p[here])
+        answers = Answers(tickets, option, np.asarray(log_p)[: len(tickets)])
         if not self._onward:
             yield answers
             return
-        onward = np.full(len(choice), DONE)
-        onward[here] = self._onward(answers)
-        last = onward[here] == DONE
+        onward = self._onward(answers)
+        last = onward == DONE
         if last.any():
-            yield Answers(answers.tickets[last], option, answers.log_p[last])
-        yield from self.put(batch, onward, tickets)
+            yield Answers(tickets[last], option, answers.log_p[last])
+        yield from self.put(images, onward, tickets)
 
 
 def cascade(
@@ -134,11 +131,14 @@ def cascade(
     Yields:
         The last answer to each image, in the order in which buckets fill.
     """
+    after = np.array([
+        [each.after(option) for option in range(engine.drnet.options)] for each in cascades
+    ])
+
     def onward(answers: Answers) -> np.ndarray:
-        following = np.array([each.after(answers.option) for each in cascades])
-        doubt = np.stack([each.doubts(answers.log_p) for each in cascades])
         mine = which(answers.tickets)
-        return np.where(doubt[mine, np.arange(len(mine))], following[mine], DONE)
+        doubt = np.stack([each.doubts(answers.log_p) for each in cascades])
+        return np.where(doubt[mine, np.arange(len(mine))], after[mine, answers.option], DONE)
 
     queues, first = Queues(engine, onward), np.array([each.options[0] for each in cascades])
     for images, tickets in batches:

@@ -62,7 +62,7 @@ class Bucket:
     size: int  # rows, padding included
     whole: bool = False  # whether it is known that no row is padding, so that nothing be masked
     # At resolutions other than the base, how much of the target is the base's answer to the same
-    # samples, which must have been run before if the sums hold a teacher, and not the label.
+    # samples, and not the label. Where the sums keep a teacher, the base's bucket is the first.
     distillation: float = 0.0
 
 

@@ -86,7 +86,7 @@ class OutcomeObjective:
     exploration: float  # scale of the Gumbel noise, in units of probability
 
     def scores(self, logits: jax.Array) -> jax.Array:
-        """Probabilities of a right answer by each option, [B, O], of predictor logits."""
+        """How probably each option answers right, [B, O], of predictor logits."""
         return routing.outcome_scores(logits)
 
     def choose(self, logits: jax.Array, noise: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ def make_objective(config: Config, costs: Costs) -> Objective:
     """The objective that `config.router` names, with its constants in multiply-adds.
 
     Raises:
-        UserError: if no mix of the resolutions costs `config.budget`.
+        UserError: if no mix of the options costs `config.budget`.
     """
     router, target = config.router, GIGA * config.budget
     costs.check_budget(target)
@@ -135,10 +135,7 @@ def make_objective(config: Config, costs: Costs) -> Objective:
         return GumbelObjective(
             costs.classifier, gumbel.alpha * GIGA, gumbel.eta, gumbel.temperature
         )
-    return OutcomeObjective(
-        (*costs.classifier, *[0] * costs.classifies), target - costs.predictor,
-        router.outcome.exploration,
-    )
+    return OutcomeObjective(costs.added, target - costs.predictor, router.outcome.exploration)
 
 
 def pretrain_loss(
@@ -159,7 +156,8 @@ def pretrain_loss(
         distillation: how much of the class head's target is the teacher, and not the label.
 
     Returns:
-        Two sums over the samples, both scalars: the loss, and the options' part of it.
+        Two sums over the samples, both scalars: the loss, and the options' part of it, in which
+        each option counts as much as the one that a sample has in stage 2.
     """
     logits, own = prediction
     of_own = jnp.take_along_axis(teacher, jnp.argmax(own, axis=1)[:, None], axis=1)

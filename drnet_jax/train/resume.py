@@ -19,11 +19,11 @@ from drnet_jax.errors import UserError
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.state import TrainState
 
-CLASSIFIER = (
+CLASSIFIER_KEYS = (
     "resolutions", "dtype", "classifier.name", "classifier.width",
     "classifier.resolution_aware_norm",
 )
-PREDICTOR = (
+PREDICTOR_KEYS = (
     "predictor.name", "predictor.width", "predictor.resolution", "predictor.classifies",
 )
 
@@ -168,7 +168,7 @@ def _with(saved: Config, config: Config, group: str, name: str) -> Config:
 
 def check_compatible(
     saved: Meta, config: Config, classes: tuple[str, ...], where: str,
-    keys: tuple[str, ...] = CLASSIFIER + PREDICTOR,
+    keys: tuple[str, ...] = CLASSIFIER_KEYS + PREDICTOR_KEYS,
 ) -> None:
     """Raises UserError if a checkpoint's networks or classes differ from the ones at hand."""
     differences = [
@@ -205,7 +205,7 @@ def starting_point(config: Config, classes: tuple[str, ...], mesh: Mesh) -> Trai
             f"config.finetune.init_from: expected the workdir of a run that has pretrained, "
             f"received {origin!r}, which holds no checkpoint of that stage"
         )
-    trained = CLASSIFIER + PREDICTOR if config.predictor.classifies else CLASSIFIER
+    trained = CLASSIFIER_KEYS + PREDICTOR_KEYS if config.predictor.classifies else CLASSIFIER_KEYS
     check_compatible(of_stage_1[-1], config, classes, origin, keys=trained)
     params, batch_stats = checkpoints.restore_model(of_stage_1[-1].step, mesh)
     checkpoints.close()

@@ -107,6 +107,11 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
             f"config.bucket_multiple: {config.bucket_multiple} is more than the {rows} images of a "
             "device, so that every bucket is padded to all of them"
         )
+    if not (config.finetune.epochs or config.predictor.classifies or len(config.resolutions) == 1):
+        news.append(
+            "config.finetune.epochs: 0, so that a predictor with config.predictor.classifies=False "
+            "is never trained: the run gives fixed resolutions and cascades, and no routing"
+        )
     for line in (
         f"{len(source)} images of {classes} classes to train on ({data.train_split}), "
         f"{len(val_source)} to validate on ({data.val_split})",

@@ -181,7 +181,7 @@ class PretrainStep(Step):
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneStep(Step):
-    """A step of stage 2: each sample at the resolution that the predictor draws for it.
+    """A step of stage 2: each sample by the option that the predictor draws for it.
 
     Its metrics have `slots` besides: the rows that each resolution [R] was run on, on all devices,
     padding included.

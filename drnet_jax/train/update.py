@@ -4,6 +4,7 @@ As `drnet_jax.train.device`: what one device computes, on the mesh axis `data`.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +46,11 @@ def pretrain_gradients(
             )
             return loss / size, jax.lax.stop_gradient(options)
 
-        of_predictor = _learn(drnet, state, batch, plan, loss_of)
-        right = jnp.sum(of_predictor.pop("correct"), keepdims=True)
-        found["correct"] = jnp.concatenate([found["correct"], right])
-        found["grads"]["predictor"] = of_predictor.pop("grads")
-        found["moments"]["predictor"] = of_predictor.pop("moments")
-        del of_predictor["loss"]
-        found |= of_predictor
+        learnt = _learn(drnet, state, batch, plan, loss_of)
+        found["correct"] = jnp.append(found["correct"], jnp.sum(learnt.correct))
+        found["grads"]["predictor"] = learnt.grads
+        found["moments"]["predictor"] = learnt.moments
+        found |= learnt.metrics
     total = jax.lax.psum(found, AXIS)
     grads = total.pop("grads")
     if not drnet.classifies:
@@ -80,20 +79,19 @@ def finetune_gradients(
         batch["label"], noise, plan.choice, sums.loss, sums.choice_grad, mix=chosen / count,
         count=count,
     )
-    of_predictor = _learn(
+    learnt = _learn(
         drnet, state, batch, plan, lambda prediction: objective.loss(prediction, feedback)
     )
     loss, correct = jnp.sum(sums.loss), jnp.sum(sums.correct, 0)
-    own_loss, own_correct = of_predictor.pop("loss"), of_predictor.pop("correct")
     if drnet.classifies:
         answered = sent[:, -1]
-        loss += jnp.sum(answered * own_loss)
-        correct = jnp.append(correct, jnp.sum(answered * own_correct))
+        loss += jnp.sum(answered * learnt.loss)
+        correct = jnp.append(correct, jnp.sum(answered * learnt.correct))
     total = jax.lax.psum(
         {
-            "grads": _own(sums.grads) | {"predictor": of_predictor.pop("grads")},
-            "moments": {"norms": _own(sums.moments), "predictor": of_predictor.pop("moments")},
-            "loss": loss, "correct": correct, **of_predictor,
+            "grads": _own(sums.grads) | {"predictor": learnt.grads},
+            "moments": {"norms": _own(sums.moments), "predictor": learnt.moments},
+            "loss": loss, "correct": correct, **learnt.metrics,
         },
         AXIS,
     )
@@ -101,21 +99,26 @@ def finetune_gradients(
     return total.pop("grads"), stats, total | {"count": count, "chosen": chosen}
 
 
+class Learnt(NamedTuple):
+    """What a device's predictor learns from a loss."""
+
+    grads: Tree
+    moments: Tree
+    loss: jax.Array  # float32 [B], cross-entropy of its own answers; 0 without any
+    correct: jax.Array  # float32 [B], whether they are right; 0 without any
+    metrics: dict[str, jax.Array]  # "router_loss", and "logits", their sum
+
+
 def _learn(
     drnet: DRNet, state: TrainState, batch: Tree, plan: Plan,
     loss_of: Callable[[Prediction], tuple[jax.Array, jax.Array]],
-) -> Tree:
-    """What a device's predictor learns from a loss.
+) -> Learnt:
+    """Runs the predictor on a device's batch; where it has chosen, once more.
 
-    Where it has chosen it runs once more here: keeping the residuals of `route` alive would cost
-    more memory than this costs time.
+    Keeping the residuals of `route` alive would cost more memory than this costs time.
 
     Args:
         loss_of: what the predictor says of the batch -> its loss, and the `router_loss`.
-
-    Returns:
-        "grads", "moments", "router_loss", and "logits", their sum; and of each sample the "loss"
-        and whether it was "correct" by the predictor's own answer, float32 [B] (0 without one).
     """
     def run(predictor: Tree):
         params = state.params | {"predictor": predictor}
@@ -133,10 +136,8 @@ def _learn(
     if prediction.classes is not None:
         loss = objectives.cross_entropy(prediction.classes, label)
         correct = (jnp.argmax(prediction.classes, -1) == label).astype(jnp.float32)
-    return {
-        "grads": grads, "moments": moments, "router_loss": router_loss, "loss": loss,
-        "correct": correct, "logits": sum(jnp.sum(leaf) for leaf in jax.tree.leaves(prediction)),
-    }
+    logits = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(prediction))
+    return Learnt(grads, moments, loss, correct, {"router_loss": router_loss, "logits": logits})
 
 
 def apply_gradients(

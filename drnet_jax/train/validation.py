@@ -44,7 +44,7 @@ class Validation:
         if stage == STAGES[0] and not costs.classifies:
             self.prices = []
             return {"top1": float(np.mean(fixed))} | found
-        if len(costs.options) > 1:
+        if len(costs.resolutions) > 1:
             found["foretold"] = intervals.foretold(table, costs)
         budget = self._config.budget * GIGA
         price = policies.price_for(table.scores, costs, budget)
