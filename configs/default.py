@@ -62,15 +62,12 @@ def get_config(argument: str = "") -> ConfigDict:
             "predictor_rate": 1.0,  # the predictor's learning rate as a share of the classifier's
         },
         "pretrain": {
-            # Stage 1: all resolutions at once, and the predictor if it classifies; 0 skips it.
-            "epochs": 70.0,
+            "epochs": 70.0,  # stage 1: all resolutions, and a classifying predictor; 0 skips it
             "learning_rate": 0.1,  # after warm-up
             "warmup_epochs": 3.0,  # linear from 0
             "decay_epochs": 20.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
-            # How far smaller sizes, and a predictor that classifies, learn the base's answers in
-            # place of the labels: 0 to 1.
-            "distillation": 0.0,
+            "distillation": 0.0,  # how far all but the base learn its answers, not labels: 0-1
         },
         "finetune": {
             "epochs": 100.0,  # stage 2: predictor and classifier together; 0 skips it

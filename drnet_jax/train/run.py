@@ -101,27 +101,33 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     if jax.process_index() == 0:
         (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
     telemetry.open(resumed.step if resumed else 0)
-    data, rows = config.data, config.batch_size // mesh.size
-    if config.bucket_multiple > rows:
-        news.append(
-            f"config.bucket_multiple: {config.bucket_multiple} is more than the {rows} images of a "
-            "device, so that every bucket is padded to all of them"
-        )
-    if not (config.finetune.epochs or config.predictor.classifies or len(config.resolutions) == 1):
-        news.append(
-            "config.finetune.epochs: 0, so that a predictor with config.predictor.classifies=False "
-            "is never trained: the run gives fixed resolutions and cascades, and no routing"
-        )
+    data = config.data
     for line in (
         f"{len(source)} images of {classes} classes to train on ({data.train_split}), "
         f"{len(val_source)} to validate on ({data.val_split})",
-        *dict.fromkeys((*source.notes, *val_source.notes)), *news,
+        *dict.fromkeys((*source.notes, *val_source.notes)), *news, *_doubts(config, mesh.size),
     ):
         telemetry.say(line)
     return Run(
         config, drnet, costs, mesh, Programs(telemetry.compiled), source, resumed, of_stages,
         origin, checkpoints, telemetry, validation,
     )
+
+
+def _doubts(config: Config, devices: int) -> list[str]:
+    """What the config allows, but hardly means."""
+    found, rows = [], config.batch_size // devices
+    if config.bucket_multiple > rows:
+        found.append(
+            f"config.bucket_multiple: {config.bucket_multiple} is more than the {rows} images of a "
+            "device, so that every bucket is padded to all of them"
+        )
+    if not (config.finetune.epochs or config.predictor.classifies or len(config.resolutions) == 1):
+        found.append(
+            "config.finetune.epochs: 0, so that a predictor with config.predictor.classifies=False "
+            "is never trained: the run gives fixed resolutions and cascades, and no routing"
+        )
+    return found
 
 
 def _make(workdir: str) -> None:
