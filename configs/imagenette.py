@@ -30,7 +30,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.budget = 0.0067  # of 0.0111 at 64 pixels
     config.optimizer.clip_norm = 5.0
     config.optimizer.weight_decay = 5e-4
-    config.optimizer.predictor_rate = 1.0
     config.pretrain.epochs = 22
     config.pretrain.learning_rate = 0.1
     config.pretrain.warmup_epochs = 1
