@@ -63,7 +63,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         start()
         model = load(where, checkpoint.value, override)
         if override:
-            check_compatible(model.meta, override, model.classes, where, CLASSIFIER_KEYS + PREDICTOR_KEYS)
+            keys = CLASSIFIER_KEYS + PREDICTOR_KEYS
+            check_compatible(model.meta, override, model.classes, where, keys)
             announce_ignored(model.meta.config, override)
         if with_curve.value and len(model.costs.options) == 1:
             raise UserError("--curve: expected several config.resolutions, received one")
