@@ -18,7 +18,7 @@ TINY = {
     "data.threads": 2, "data.crop_area": (0.5, 1.0),
     "classifier.name": "tests.tiny:TinyNet", "classifier.width": 1.0, "resolutions": (32, 24, 16),
     "predictor.name": "tests.tiny:TinyNet", "predictor.width": 1.0, "predictor.resolution": 16,
-    "budget": 5e-5,
+    "budget": 5e-5, "optimizer.predictor_rate": 0.1,
     "pretrain.epochs": 3, "pretrain.warmup_epochs": 1, "pretrain.learning_rate": 0.02,
     "pretrain.distillation": 0.5,
     "finetune.epochs": 3, "finetune.warmup_epochs": 1, "finetune.learning_rate": 0.02,

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,9 +18,13 @@ import drnet_jax
 from drnet_jax import api, checkpoint
 from drnet_jax.commands import predict
 from drnet_jax.data.folder import FolderSource
+from drnet_jax.devices import data_mesh, replicated
+from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.evaluation.report import text_report
 from drnet_jax.train.loop import train
 from tests import runs
+from tests.tiny import random_variables
 
 
 @pytest.fixture(scope="module")
@@ -355,21 +360,50 @@ def test_stage_1_predicts_if_its_predictor_knows_the_classes(evaluated, model, r
     answers = list(first.predict(paths))
     report = first.evaluate()
     assert report["stage"] == "pretrain" and report["speed"]["differing"] == 0
+    assert report["predictor_trained"]
     assert np.mean([answer.multiply_adds for answer in answers]) == pytest.approx(
         report["budget"]["multiply_adds"])
     alone = list(first.predict(paths, budget=first.costs.predictor))
     assert {answer.network for answer in alone} == {"predictor"}
 
 
-def test_stage_1_of_a_predictor_without_classes_is_refused(evaluated, model):
+def without_classes(model):
+    """A checkpoint of stage 1 of the same networks, but that the predictor does not classify."""
     predictor = dataclasses.replace(model.config.predictor, classifies=False)
     meta = dataclasses.replace(checkpoint_of(model, predictor=predictor), stage="pretrain")
-    first = api.Model(meta, meta.config, model._variables, None)
-    assert not first.costs.classifies
+    drnet = DRNet.from_config(meta.config, len(meta.classes))
+    variables = jax.device_put(random_variables(drnet), replicated(data_mesh()))
+    return api.Model(meta, meta.config, variables, None)
+
+
+def test_stage_1_of_a_predictor_without_classes_does_not_predict(model):
+    first = without_classes(model)
+    assert not first.costs.classifies and not first.predictor_trained
     with pytest.raises(UserError, match=r"one of stage pretrain .* its predictor is not trained"
                        ) as refused:
         first.predict([])
     assert "\n" not in str(refused.value)
+
+
+def test_stage_1_of_a_predictor_without_classes_is_evaluated_with_a_warning(model):
+    report = without_classes(model).evaluate()
+    assert report["predictor_trained"] is False and len(report["policies"]) == 7
+    assert "warning: the predictor of this checkpoint is not trained" in text_report(report)
+    # What is of stage 2 is trained.
+    assert model.predictor_trained
+
+
+def test_the_best_checkpoint_is_the_most_accurate_of_those_that_route(model):
+    def rank(stage, top1, prices=model.meta.prices):
+        meta = dataclasses.replace(
+            model.meta, stage=stage, prices=prices, metrics={"top1": top1} if top1 else {})
+        return checkpoint._rank(meta)
+
+    # With a predictor that classifies stage 1 routes, too.
+    assert rank("pretrain", 0.8) > rank("finetune", 0.7) > rank("pretrain", 0.6)
+    # Else it has no prices, and its accuracy is that of no routing.
+    assert rank("finetune", 0.1) > rank("pretrain", 0.9, []) > rank("pretrain", 0.8, [])
+    assert rank("pretrain", 0.1, []) > rank("finetune", None)
 
 
 def test_prices_of_one_stage_are_none_of_the_other(evaluated, monkeypatch):

@@ -96,7 +96,7 @@ def test_every_case_compiles_something_of_its_own(report):
 
 
 def test_multiply_adds(report):
-    """A step counts three forward passes; the predictor's belong to all but the static case."""
+    """A step counts three forward passes; the predictor's where it runs."""
     overrides = {
         "classifier.classes": 2, "predictor.name": "tests.tiny:TinyNet", "predictor.resolution": 8,
         "predictor.width": 1.0,
@@ -106,6 +106,8 @@ def test_multiply_adds(report):
     mixed = 0.25 * large + 0.25 * middle + 0.5 * small + costs.predictor
     training, inference = rows(report, "training"), rows(report, "inference")
     assert training["static"]["multiply_adds"] == 3 * large
+    # A predictor that does not classify learns nothing in stage 1.
+    assert training["stage 1"]["multiply_adds"] == 3 * (large + middle + small)
     assert training["dense"]["multiply_adds"] == 3 * (large + middle + small + costs.predictor)
     assert training["bucketed"]["multiply_adds"] == pytest.approx(3 * mixed)
     assert inference["static"]["multiply_adds"] == large
@@ -142,7 +144,7 @@ def test_padding(report):
     # 6, 6 and 12 in multiples of 4; 72, 72 and 144 in queues of 24.
     assert training["bucketed"]["padded"] == pytest.approx(1 - 24 / (8 + 8 + 12))
     assert inference["routed"]["padded"] == 0
-    assert training["static"]["padded"] == training["dense"]["padded"] == 0
+    assert all(training[name]["padded"] == 0 for name in ("static", "stage 1", "dense"))
 
 
 def test_input_pipeline(report):
@@ -170,7 +172,7 @@ def test_text(report, repeated):
         header = next(i for i, line in enumerate(lines) if line.startswith(f"{group} "))
         assert lines[header].endswith("over pytorch" if repeated else "compile s")
         for line, row in zip(lines[header + 1:], rows(report, group).values(), strict=False):
-            assert line.split()[0] == row["name"]
+            assert line.startswith(f"{row['name']}  ")
             assert f"{row['images_per_second']:.4g}" in line
             assert line.endswith("1.25") == repeated
     assert lines[-1].startswith("input pipeline: ")
@@ -222,6 +224,7 @@ def test_what_the_predictor_answers_is_counted_and_costs_no_bucket(answered):
     assert training["bucketed"]["multiply_adds"] == pytest.approx(3 * mixed)
     assert inference["routed"]["multiply_adds"] == pytest.approx(mixed)
     assert training["static"]["multiply_adds"] == 3 * costs.classifier[0]
+    assert training["stage 1"]["multiply_adds"] == 3 * (sum(costs.classifier) + costs.predictor)
     assert "25/25/50 % at 16/8 px and by the predictor, " in report_text(answered)
 
 

@@ -1,6 +1,7 @@
 """The curve over budgets, on the table that `test_policies` works by hand."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -145,8 +146,9 @@ def test_the_best_policy_is_cross_fitted(table, costs, which, request):
                 assert point["gains"][name + suffix] == (gains and {
                     "value": gains[mix]["value"][0],
                     "interval": [end for end, in gains[mix]["interval"]]})
-        assert point["gains"]["routed_over_cascade"] == (
-            routed and intervals.difference(routed, best_cascade, seed=0))
+        over = routed and intervals.differences([routed], [best_cascade], seed=0)
+        assert point["gains"]["routed_over_cascade"] == (over and {
+            "value": over["value"][0], "interval": [end for end, in over["interval"]]})
 
 
 def test_budgets_that_scores_cannot_meet_are_told(swept):
@@ -156,6 +158,17 @@ def test_budgets_that_scores_cannot_meet_are_told(swept):
     many = np.random.default_rng(0).permutation(3000).reshape(-1, 3).astype(np.float32)
     table = table_of(many, np.zeros(many.shape, int), many)
     assert "missed" not in curve.sweep(table, COSTS, seed=0, rule="margin")
+
+
+def test_a_hair_below_what_the_cheapest_route_costs():
+    """What the rounding of a budget allows, and no routing pays for: the line has no routed point.
+    """
+    costs = dataclasses.replace(COSTS, predictor=40 - 20 + 1e-3)  # 40 % of the base is shown
+    assert costs.can_cost(40.0) and costs.routed.min() > 40
+    found = curve.sweep(TABLE, costs, seed=0, rule="margin")
+    point = at(found, 40.0)
+    assert point["policies"]["routed"] is point["gains"]["routed"] is point["price"] is None
+    assert point["policies"]["best_cascade"] is not None
 
 
 @pytest.mark.parametrize("which", ["swept", "answering"])

@@ -110,8 +110,9 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     assert names == ["fixed 32", "fixed 24", "fixed 16", "fixed predictor", "routed", "random",
                      "oracle", "cascade"]
     assert report.keys() == {
-        "checkpoint", "stage", "seed", "first_image", "images", "batch_size", "resolutions",
-        "options", "policies", "budget", "router", "ceilings", "speed", "classes", "notes"}
+        "checkpoint", "stage", "seed", "predictor_trained", "first_image", "images", "batch_size",
+        "resolutions", "options", "policies", "budget", "router", "ceilings", "speed", "classes",
+        "notes"}
     assert report["speed"] == {"images": 15, "differing": 0}
     assert report["ceilings"].keys() == {"resolutions", "mirror", "foresight"}
     assert report["router"].keys() == {"gains", "entropy", "agreement", "foretold"}
@@ -154,8 +155,8 @@ def test_a_budget_and_a_curve_from_the_command_line(finished, capsys):
     for point in swept["points"]:
         assert point.keys() == {"budget", "of_base", "price", "mix", "policies", "gains"}
         assert point["gains"].keys() == {
-            "routed", "routed_over_resolutions", "best_policy", "best_policy_over_resolutions",
-            "routed_over_cascade"}
+            "routed", "routed_over_resolution_mix", "best_policy",
+            "best_policy_over_resolution_mix", "routed_over_cascade"}
     for size, point in swept["fixed"].items():
         assert point["top1"] == fixed[f"fixed {size}"]["top1"]
         assert point["multiply_adds"] == fixed[f"fixed {size}"]["multiply_adds"]

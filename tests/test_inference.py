@@ -45,9 +45,10 @@ class Simulated:
         self.choice = np.argmax(logits, axis=1)
         logits = np.array([[*classify(image), own[None, at]] for at, image in enumerate(images)])
         self.log_p = np.asarray(jax.nn.log_softmax(logits[:, :, 0]))  # [N, O, C]
-        mirrored = np.concatenate([classify(image[:, :, ::-1])[0] for image in images])
+        turned = np.concatenate([classify(image[:, :, ::-1])[0] for image in images])
+        self.mirrored = np.asarray(jax.nn.log_softmax(turned))  # [N, C], by the base
         self.table = Table(**tables.rows(
-            self.scores, list(self.log_p.swapaxes(0, 1)), np.asarray(jax.nn.log_softmax(mirrored)),
+            self.scores, list(self.log_p.swapaxes(0, 1)),
             {"index": np.arange(COUNT), "label": BATCH["label"]},
         ))
 
@@ -78,7 +79,7 @@ def simulated(drnet, variables):
     assert (np.bincount(found.choice, minlength=OPTIONS) > 2).all()
     predicted = found.log_p.argmax(axis=2)
     assert all((predicted[:, 0] != predicted[:, other]).any() for other in (2, 3))
-    assert (found.table.mirror_rank != found.table.rank[:, 0]).any()
+    assert (found.mirrored.argmax(axis=1) != predicted[:, 0]).any()
     return found
 
 
@@ -210,13 +211,22 @@ HELD = [(BATCH["image"][rows], rows) for rows in np.split(np.arange(COUNT), [8, 
 
 
 def test_the_table_is_what_is_simulated(engine, simulated):
-    table, expected = tabulate(engine, batches(), mirror=True), simulated.table
+    table, expected = tabulate(engine, batches()), simulated.table
     for name, values in vars(table).items():
         if values.dtype.kind == "f":
             np.testing.assert_allclose(values, vars(expected)[name], 1e-4, 1e-5, err_msg=name)
         else:
             np.testing.assert_array_equal(values, vars(expected)[name], err_msg=name)
     np.testing.assert_array_equal(table.answer, simulated.log_p.argmax(axis=2))
+
+
+def test_mirror_images_are_answered_by_the_base(engine, simulated):
+    found = list(runs.mirrored(engine, HELD))
+    tickets, log_p = (np.concatenate(each) for each in (
+        [each.tickets for each in found], [each.log_p for each in found]))
+    assert sorted(tickets.tolist()) == list(range(COUNT)) and {each.option for each in found} == {0}
+    assert_answers(log_p, simulated.mirrored[tickets])
+    assert list(runs.mirrored(engine, [])) == []  # as on a host without images
 
 
 def test_the_budget_is_met_where_it_is_run(engine, simulated):
@@ -300,11 +310,12 @@ class Recorder:
     Image n is answered with the log-probabilities [n, option] by each option.
     """
 
-    def __init__(self, batch_size, resolutions=(4, 2), choice=None):
+    def __init__(self, batch_size, resolutions=(4, 2), choice=None, predictor=1):
         """`choice`, int [256]: the option that the predictor sends each number to."""
-        costs = Costs(resolutions, resolutions, 1, Parameters(0, 0, 0), classifies=True)
-        self.drnet = drnet_of(costs)
-        self.batch_size, self.calls, self.queued = batch_size, [], []
+        self.costs = Costs(
+            resolutions, resolutions, predictor, Parameters(0, 0, 0), classifies=True)
+        self.drnet = drnet_of(self.costs)
+        self.batch_size, self.calls, self.queued, self.appends = batch_size, [], [], 0
         self._choice = choice
 
     def upload(self, images):
@@ -315,6 +326,7 @@ class Recorder:
 
     def append(self, queue, batch, slots):
         assert len(slots) == len(queue) == len(batch) == self.batch_size
+        self.appends += 1
         queue, taken = queue.copy(), batch[slots < len(queue)]
         queue[slots[slots < len(queue)]] = taken
         self.queued += taken[:, 0, 0, 0].tolist()
@@ -377,6 +389,36 @@ def test_queues_by_hand():
     assert list(queues.drain()) == []
 
 
+def test_a_whole_batch_for_an_empty_queue_is_a_full_bucket_as_it_is():
+    engine = Recorder(batch_size=3)
+    queues = Queues(engine)
+
+    def put(numbers, choice):
+        batch = engine.upload(numbered(*numbers))
+        list(queues.put(batch, np.array(choice, int), 100 + np.array(numbers, int)))
+        return engine.appends, engine.calls[-1]
+
+    assert put([1, 2, 3], [0, 0, 0]) == (0, (0, [1, 2, 3]))
+    assert put([4, 5, 6], [2, 2, 2]) == (0, (2, [4, 5, 6]))  # by the predictor's network
+    # Neither a part of a batch, nor one that is dealt out, nor one whose queue is not empty.
+    assert put([7, 8], [0, 0]) == (1, (2, [4, 5, 6]))
+    assert put([9, 10, 11], [1, 1, DONE]) == (2, (2, [4, 5, 6]))
+    assert put([12, 13, 14], [0, 0, 0]) == (4, (0, [7, 8, 12]))
+    # Queues of other options do not matter.
+    assert put([15, 16, 17], [2, 2, 2]) == (4, (2, [15, 16, 17]))
+    assert as_lists(queues.drain())[-2:] == [([113, 114], 0, [13, 14]), ([109, 110], 1, [9, 10])]
+    assert put([18, 19, 20], [0, 0, 0]) == (4, (0, [18, 19, 20]))
+
+
+def test_a_whole_bucket_in_doubt_goes_on_as_it_is():
+    engine = Doubtful(2, np.zeros((256, 3)), (4, 2))
+    chain = [Cascade((1, 0), "margin", threshold=0.5)]
+    found = list(cascade(engine, batches_of((2, 2, 2)), chain, lambda tickets: tickets * 0))
+    assert [(each.tickets.tolist(), each.option) for each in found] == [
+        ([1001, 1002], 0), ([1003, 1004], 0), ([1005, 1006], 0)]
+    assert engine.appends == 0 and len(engine.calls) == 6
+
+
 def test_what_the_predictor_has_answered_is_not_run_again():
     engine = Recorder(batch_size=3)
     queues = Queues(engine)
@@ -418,8 +460,11 @@ def test_routing_runs_only_what_is_chosen(lengths, lag, to):
     answered = [(ticket, option, n) for tickets, option, log_p in as_lists(found)
                 for ticket, n in zip(tickets, log_p, strict=True)]
     assert sorted(answered) == [(1000 + n, choice[n], n) for n in numbers.tolist()]
-    # No classifier's bucket is for what the predictor answers, nor any for an image twice.
-    assert sorted(engine.queued) == [n for n in numbers.tolist() if choice[n] < 2]
+    # No classifier's bucket is for what the predictor answers, nor any for an image twice; what did
+    # not wait in a queue are whole batches.
+    at_once = {n for _, bucket in engine.calls for n in bucket if n} - set(engine.queued)
+    assert sorted([*engine.queued, *at_once]) == [n for n in numbers.tolist() if choice[n] < 2]
+    assert len(at_once) % 4 == 0 and (bool(at_once) == (to == 0 and 4 in lengths))
     assert {option for option, _ in engine.calls} == set(choice[numbers].tolist()) - {2}
     if lag is None:  # and buckets are full but for the last
         assert len(engine.calls) == sum(-(-np.sum(choice[numbers] == each) // 4) for each in (0, 1))
@@ -443,9 +488,9 @@ def test_with_a_lag_no_answer_is_long_in_coming(lag, seen):
 class Doubtful(Recorder):
     """Knows how sure each option is of each image; the classes are two, the answer either."""
 
-    def __init__(self, batch_size, sure, resolutions):
+    def __init__(self, batch_size, sure, resolutions, predictor=1):
         """`sure`, float [256, O] within (0, 1): the margins."""
-        super().__init__(batch_size, resolutions)
+        super().__init__(batch_size, resolutions, predictor=predictor)
         self._sure = sure
 
     def log_p(self, option, numbers):
@@ -483,6 +528,15 @@ def test_what_is_left_of_a_cascade_runs_from_the_cheapest_pass_on():
         (0, [1, 3, 2, 4, *[0] * 4])]
     assert [(sorted(each.tickets.tolist()), each.option) for each in found] == [
         ([1001, 1002, 1003, 1004], 0)]
+
+
+def test_the_cheapest_pass_is_that_by_cost_and_not_by_position():
+    """A predictor that costs more than the smallest resolution waits for what that doubts."""
+    engine = Doubtful(8, np.zeros((256, 3)), (16, 8), predictor=10)
+    chains = [Cascade((1, 2, 0), "margin", 0.5), Cascade((2, 0), "margin", 0.5)]
+    list(cascade(engine, batches_of((4,)), chains, lambda tickets: tickets % 2))
+    assert engine.calls == [(1, [2, 4, *[0] * 6]), (2, [1, 3, 2, 4, *[0] * 4]),
+                            (0, [1, 3, 2, 4, *[0] * 4])]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

@@ -73,15 +73,20 @@ def test_any_policy_is_measured_as_the_router_is(costs, right, choice):
             assert ends[0] == pytest.approx(end)
 
 
-def test_a_difference_of_policies_by_hand():
+def test_differences_of_policies_by_hand():
     one = Outcome("one", CHOICE, np.array([0, 0, 0, 0, 0, 1]), np.ones(6))
     other = Outcome("other", CHOICE, np.array([1, 0, 0, 2, 3, 0]), np.ones(6))
-    found = intervals.difference(one, other, seed=0)
-    assert found["value"] == pytest.approx(2 / 6)
-    low, high = found["interval"]
-    assert low < 2 / 6 < high
+    found = intervals.differences([one, other, one], [other, one, one], seed=0)
     # Paired: a policy against itself is surely nothing.
-    assert intervals.difference(one, one, seed=0) == {"value": 0.0, "interval": [0.0, 0.0]}
+    assert found["value"] == pytest.approx([2 / 6, -2 / 6, 0])
+    low, high = found["interval"]
+    assert low[0] < 2 / 6 < high[0] and (low[2], high[2]) == (0, 0)
+    assert (low[1], high[1]) == pytest.approx((-high[0], -low[0]))
+    # Each as it is alone, and of none there are none.
+    alone = intervals.differences([one], [other], seed=0)
+    assert (alone["value"], alone["interval"]) == (
+        [found["value"][0]], [[low[0]], [high[0]]])
+    assert intervals.differences([], [], seed=0) == {"value": [], "interval": [[], []]}
 
 
 @pytest.mark.parametrize(("margin", "expected"), [

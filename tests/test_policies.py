@@ -112,8 +112,8 @@ def test_tied_scores_move_together():
 
 @pytest.mark.parametrize(("target", "again", "threshold"), [
     (19.9, None, None),  # does not even pay for the first pass
-    (20.0, 0, -np.inf),
-    (36.0, 0, -np.inf),
+    (20.0, 0, 0),
+    (36.0, 0, 0),
     (20 + 100 / 6, 1, 1.5),
     (20 + 200 / 6, 2, 2.5),
     (119.9, 5, 5.5),
@@ -136,6 +136,31 @@ def test_ties_of_margins_stay_on_the_cheap_side():
     table = dataclasses.replace(TABLE, margin=margin)
     cascade = policies.with_threshold(Cascade((2, 0), "margin"), table, COSTS, 20 + 300 / 6)
     assert policies.cascaded(table, COSTS, cascade).mean_cost() == pytest.approx(20 + 100 / 6)
+
+
+@pytest.mark.parametrize(("target", "again"), [
+    (20.0, None), (36.0, None),  # the image of which nothing is known goes on at any threshold
+    (20 + 100 / 6, 1), (20 + 200 / 6, 2), (119.9, 5), (120.0, 6),
+])
+def test_what_is_no_number_is_in_doubt_and_paid_for(target, again):
+    margin = MARGIN.copy()
+    margin[2, 2] = np.nan  # the surest image
+    table = dataclasses.replace(TABLE, margin=margin)
+    cascade = policies.with_threshold(Cascade((2, 0), "margin"), table, COSTS, target)
+    if again is None:
+        assert cascade is None
+        return
+    result = policies.cascaded(table, COSTS, cascade)
+    assert result.choice[2] == 0
+    assert result.mean_cost() == pytest.approx(20 + again * 100 / 6)
+
+
+def test_nothing_known_of_any_answer_sends_all_on():
+    table = dataclasses.replace(TABLE, margin=np.full((6, 3), np.nan))
+    chain = Cascade((2, 1, 0), "margin")
+    assert policies.with_threshold(chain, table, COSTS, 179.0) is None
+    found = policies.with_threshold(chain, table, COSTS, 180.0)
+    assert policies.cascaded(table, COSTS, found).cost.tolist() == [180] * 6
 
 
 def test_the_rule_says_how_sure_an_answer_is():
@@ -167,8 +192,8 @@ def test_a_cascade_of_three_passes_by_hand():
 
 @pytest.mark.parametrize(("target", "spent", "threshold"), [
     (4.9, None, None),
-    (5.0, 0, -np.inf),
-    (8.3, 0, -np.inf),
+    (5.0, 0, 0),
+    (8.3, 0, 0),
     (8.4, 20, 1.5),  # the fourth image, of which 8 px is surer than the predictor
     (44.9, 20, 1.5),
     (45.0, 240, 2.5),  # that one goes on again, and the second image all the way

@@ -1,5 +1,8 @@
 """The report as text, on the tables that `test_evaluate` works by hand."""
 
+import pytest
+
+from drnet_jax.cost import Costs, Parameters
 from drnet_jax.evaluation.report import text_report
 from tests.test_evaluate import TableEngine, evaluated
 from tests.test_policies import ANSWERING
@@ -51,6 +54,22 @@ def test_options_are_called_by_their_names():
 
 
 def test_ceilings_are_told():
-    line, = (line for line in text_at(0.0).splitlines() if line.startswith("out of reach"))
-    assert "66.67 % for an oracle over the resolutions" in line
-    assert "(83.33 % for one over an image and its mirror image)" in line
+    line, = (line for line in text_at(0.0).splitlines() if line.startswith("for comparison"))
+    foresight = evaluated(0.0, seed=3).report["ceilings"]["foresight"]
+    assert f"{100 * foresight:.2f} % at the cost of routing" in line
+    assert "66.67 % of the images in memory for an oracle over the resolutions" in line
+    assert "83.33 % for one over the base's answers to an image and to its mirror image" in line
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_predictor_that_is_not_trained_is_told(trained):
+    report = evaluated(0.0).report | {"predictor_trained": trained}
+    warned = [line for line in text_report(report).splitlines() if line.startswith("warning")]
+    assert warned == ([] if trained else [
+        "warning: the predictor of this checkpoint is not trained: what is routed means nothing"])
+
+
+def test_a_single_resolution_foretells_nothing():
+    report = evaluated(engine=TableEngine(Costs((16,), (100,), 5, Parameters(0, 0, 0)))).report
+    assert "foretold" not in report["router"]
+    assert "foretells doubt" not in text_report(report) and "foretells doubt" in text_at(0.0)

@@ -173,6 +173,15 @@ def test_a_cascade_by_hand():
     assert routing.Cascade((3, 2), "probability").doubts(LOG_P).all()
 
 
+@pytest.mark.parametrize("rule", sorted(routing.RULES))
+def test_what_is_no_number_is_in_doubt(rule):
+    unknown = np.full((1, 3), np.nan, np.float32)
+    for threshold in (0.0, 0.5, np.inf):
+        assert routing.Cascade((1, 0), rule, threshold).doubts(unknown).tolist() == [True]
+    # At a threshold of 0 nothing else is.
+    assert not routing.Cascade((1, 0), rule, 0.0).doubts(LOG_P).any()
+
+
 def test_an_option_without_cost_of_its_own_is_charged_nothing():
     costs = np.array([100, 60, 20, 0], np.float32)
     scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.9, 0.2, 0.1, 0.9]], np.float32)

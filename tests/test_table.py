@@ -1,6 +1,8 @@
 """The table of answers, from one pass over images that are numbered by their pixels."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ def table_of(scores, rank, margin, **columns):
     return Table(**{
         "index": np.arange(count), "label": np.zeros(count, int), "needed_scale": np.zeros(count),
         "scores": scores, "answer": some.astype(np.int32), "rank": rank, "probability": some,
-        "margin": margin, "trust": some, "mirror_rank": rank[:, 0],
+        "margin": margin, "trust": some,
     } | columns)
 
 
@@ -42,16 +44,14 @@ def test_ranks_by_hand():
 
 def test_rows_by_hand():
     base, low = log_p([0.2, 0.7, 0.1], [0.4, 0.4, 0.2]), log_p([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])
-    mirrored = log_p([0.6, 0.3, 0.1], [0.1, 0.2, 0.7])
     batch = {"index": np.array([7, 3]), "label": np.array([1, 2])}
-    found = tables.rows(np.zeros((2, 2), np.float32), [base, low], mirrored, batch)
+    found = tables.rows(np.zeros((2, 2), np.float32), [base, low], batch)
     np.testing.assert_array_equal(found["answer"], [[1, 0], [0, 2]])
     np.testing.assert_array_equal(found["rank"], [[0, 1], [2, 0]])
     np.testing.assert_allclose(found["probability"], [[0.7, 0.5], [0.4, 0.8]], rtol=1e-6)
     np.testing.assert_allclose(found["margin"], [[0.5, 0.2], [0, 0.7]], atol=1e-6)
     # What the base thinks of its own answer, and of the other's.
     np.testing.assert_allclose(found["trust"], [[0.7, 0.2], [0.4, 0.2]], rtol=1e-6)
-    np.testing.assert_array_equal(found["mirror_rank"], [1, 0])
     assert not found["needed_scale"].any()
 
 
@@ -65,7 +65,7 @@ def test_how_sure_an_answer_is_goes_by_the_rule():
 class Counting:
     """An engine of two classes, surer of the first the higher an image's number.
 
-    The number of an image is that of its first pixel, and its mirror image may have another.
+    The number of an image is that of its first pixel.
     """
 
     batch_size, costs = 3, COSTS
@@ -78,6 +78,9 @@ class Counting:
         self.uploaded += images[:, 0, 0, 0].tolist()
         return np.pad(images, ((0, self.batch_size - len(images)), *[(0, 0)] * 3))
 
+    def empty(self):
+        return np.zeros((self.batch_size, *numbered(0).shape[1:]), np.uint8)
+
     def predict(self, batch):
         scores = np.repeat(batch[:, 0, 0, :1].astype(np.float32), self.drnet.options, axis=1)
         return scores, self.classify(-2, batch) if self.drnet.classifies else None
@@ -89,17 +92,13 @@ class Counting:
 
 
 def counted():
-    """Images 4, 1 and 5, and then 2, whose mirror images have 10 more."""
-    batches = [
+    """Images 4, 1 and 5, and then 2."""
+    return [
         {"image": numbered(4, 1, 5), "label": np.zeros(3, int), "index": np.array([4, 1, 5]),
          "mask": np.array([True, True, True])},
         {"image": numbered(2, 2, 2), "label": np.zeros(3, int), "index": np.array([2, 2, 2]),
          "mask": np.array([True, False, False]), "needed_scale": np.full(3, 0.5)},
     ]
-    for batch in batches:
-        batch["image"][:, :, -1] += 10
-        batch["image"][:, 1:] = 100  # nor does it stand on its head
-    return batches
 
 
 @pytest.mark.parametrize("classifies", [False, True])
@@ -115,21 +114,13 @@ def test_every_image_is_uploaded_once_and_padding_never_counts(classifies):
     np.testing.assert_array_equal(table.right[:, :3], [
         [False, False, False], [False, False, False], [False, True, True], [True, True, True]])
     assert not table.right[:, 3:].any()
-    np.testing.assert_array_equal(table.mirror_rank, table.rank[:, 0])
-
-
-def test_the_base_sees_the_mirror_images_if_that_is_asked_for():
-    engine = Counting(classifies=True)
-    table = tabulate(engine, counted(), mirror=True)
-    assert engine.uploaded == [4, 1, 5, 14, 11, 15, 2, 12]
-    np.testing.assert_array_equal(table.rank[:, 0], [1, 1, 1, 0])
-    np.testing.assert_array_equal(table.mirror_rank, [0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("classifies", [False, True])
 def test_a_host_without_images_has_columns_of_the_right_shape(classifies):
     engine, options = Counting(classifies), 3 + classifies
-    found = tables.tabulate(engine, [], mirror=True)
+    found = tabulate(engine, [])
+    assert engine.uploaded == []  # what has no images sends none
     some = tabulate(engine, counted())
     for name, values in vars(found).items():
         expected = vars(some)[name]
@@ -154,27 +145,45 @@ def test_a_sample_lies_evenly_over_the_images(images, limit, kept):
     assert [n for pixels, _ in found for n in pixels[:, 0, 0, 0].tolist()] == kept
 
 
-@pytest.mark.parametrize("lengths", [(4, 2), (0, 3)])
-def test_rows_of_all_hosts_by_index(monkeypatch, lengths):
-    """The hosts' rows, of ragged lengths, through a stand-in for the collective."""
-    index = np.random.default_rng(0).permutation(sum(lengths))
-    hosts = [
-        {"index": rows, "values": np.stack([rows, 10 * rows], axis=1).astype(np.float32)}
-        for rows in np.split(index, [lengths[0]])
+def hosts_of(lengths):
+    """The columns of hosts with so many images, of every kind that a table has, and a matrix."""
+    index = np.random.default_rng(0).permutation(sum(lengths)).astype(np.int64)
+    return [
+        {
+            "index": rows, "large": 2**40 + rows, "exact": 0.1 + rows * 1e-12,
+            "matrix": np.stack([rows, 10 * rows], axis=1).astype(np.float32),
+            "rank": rows.astype(np.int32), "scale": rows / 3, "right": rows % 2 == 0,
+        }
+        for rows in np.split(index, np.cumsum(lengths)[:-1])
     ]
-    most = max(lengths)
+
+
+@pytest.mark.parametrize("lengths", [(4, 2), (0, 3), (3, 0), (3, 3)])
+def test_rows_of_all_hosts_by_index(monkeypatch, lengths):
+    """Of ragged lengths, and to the last bit; two threads are the hosts."""
+    count, hosts = np.arange(sum(lengths)), hosts_of(lengths)
+    together, sent = threading.Barrier(2, timeout=10), {}
 
     def allgather(given):
-        if isinstance(given, np.ndarray):
-            return np.array(lengths)
-        assert all(len(values) == most for values in given.values())
-        return {name: np.stack([np.resize(host[name], (most, *host[name].shape[1:]))
-                                if len(host[name]) else given[name] * 0
-                                for host in hosts]) for name in given}
+        sent[threading.current_thread().name] = np.asarray(jax.device_put(given))  # 32 bits of 64
+        together.wait()
+        found = np.stack([sent[name] for name in sorted(sent)])
+        together.wait()
+        return found
 
     monkeypatch.setattr(tables.jax, "process_count", lambda: 2)
     monkeypatch.setattr(tables.multihost_utils, "process_allgather", allgather)
-    for host in hosts:
-        table = tables.from_all_hosts(host)
-        np.testing.assert_array_equal(table["index"], np.arange(sum(lengths)))
-        np.testing.assert_array_equal(table["values"][:, 1], 10 * np.arange(sum(lengths)))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(tables.from_all_hosts, hosts))
+    # Neither float32 nor int32 hold these.
+    assert len(set((0.1 + count * 1e-12).astype(np.float32))) == 1
+    for columns in found:
+        expected = {
+            "index": count, "large": 2**40 + count, "exact": 0.1 + count * 1e-12,
+            "matrix": np.stack([count, 10 * count], axis=1).astype(np.float32),
+            "rank": count.astype(np.int32), "scale": count / 3, "right": count % 2 == 0,
+        }
+        assert list(columns) == list(expected)
+        for name, values in expected.items():
+            assert columns[name].dtype == values.dtype, name
+            np.testing.assert_array_equal(columns[name], values, err_msg=name)

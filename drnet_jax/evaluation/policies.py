@@ -138,18 +138,19 @@ def with_threshold(
     occur. No label is looked at.
     """
     first, *following = costs.passes[list(cascade.options)]
-    if target < first:
-        return None
     sureness = table.sureness(cascade.rule)[:, cascade.options[:-1]]
+    found = np.unique(sureness[~np.isnan(sureness)])
+    # No answer is less sure than 0 but those that are no numbers: these are never sure enough.
+    thresholds = np.concatenate([[0], (found[1:] + found[:-1]) / 2, [np.inf]])
     sureness = np.where(np.isnan(sureness), -np.inf, sureness)
-    found = np.unique(sureness)
-    thresholds = np.concatenate([[-np.inf], (found[1:] + found[:-1]) / 2, [np.inf]])
     # An image goes on while none of its answers so far is sure enough.
     highest = np.sort(np.maximum.accumulate(sureness, axis=1), axis=0)
     gone_on = [np.searchsorted(column, thresholds) / len(column) for column in highest.T]
     cost = first + following @ np.array(gone_on)  # rises with the threshold
     # A hair more, for targets that are sums of these very costs, rounded.
     number = np.searchsorted(cost, target * (1 + 1e-9), side="right") - 1
+    if number < 0:
+        return None
     return dataclasses.replace(cascade, threshold=float(thresholds[number]))
 
 
