@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from drnet_jax import devices
 from drnet_jax.devices import Program, Programs
-from drnet_jax.inference.engine import score_program
+from drnet_jax.inference.engine import predict_program
 from tests import runs
 from tests.tiny import mesh_of, random_batch, random_variables, tiny_drnet
 
@@ -230,8 +230,8 @@ def test_programs_of_one_name_are_not_one_program(programs):
     mesh, images = mesh_of(2), random_batch(8)["image"]
     predictor = [{"predictor": tree["predictor"]} for tree in random_variables(gumbel)]
     found = [
-        np.asarray(programs.run(score_program(drnet, mesh, 8), *predictor, images))
+        np.asarray(programs.run(predict_program(drnet, mesh, 8), *predictor, images)[0])
         for drnet in (gumbel, outcome)
     ]
-    assert [compilation.name for compilation in programs.announced] == ["score x8", "score x8"]
+    assert [compilation.name for compilation in programs.announced] == ["predict x8"] * 2
     assert np.abs(found[0] - found[1]).max() > 0.1

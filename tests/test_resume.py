@@ -8,6 +8,7 @@ import pytest
 
 from drnet_jax.checkpoint import Progress, newest
 from drnet_jax.train.resume import Span, spans
+from drnet_jax.train.run import _doubts
 from tests import runs
 from tests.tiny import tiny_config
 
@@ -144,3 +145,17 @@ def test_a_run_from_the_start():
     assert spans(CONFIG, 48, None) == {"pretrain": Span(0, 18), "finetune": Span(18, 27)}
     alone = tiny_config({"batch_size": 8, "pretrain.epochs": 0, "finetune.epochs": 1})
     assert spans(alone, 48, None) == {"pretrain": Span(0, 0), "finetune": Span(0, 6)}
+
+
+@pytest.mark.parametrize(("overrides", "devices", "expected"), [
+    ({}, 2, []),
+    ({}, 4, ["config.bucket_multiple: 4 is more than the 2 images of a device"]),
+    ({"finetune.epochs": 0}, 1, ["config.finetune.epochs: 0, so that a predictor with"]),
+    # It learns in stage 1, or there is nothing to choose.
+    ({"finetune.epochs": 0, "predictor.classifies": True}, 1, []),
+    ({"finetune.epochs": 0, "resolutions": (16,)}, 1, []),
+])
+def test_what_a_config_hardly_means_is_told(overrides, devices, expected):
+    found = _doubts(tiny_config(overrides), devices)
+    assert len(found) == len(expected)
+    assert all(map(str.startswith, found, expected))
