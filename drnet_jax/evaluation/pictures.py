@@ -30,20 +30,20 @@ def draw_routing(
         drnet: of the options.
         classes: names, [C].
     """
-    figure = Figure(figsize=(1.3 * SHOWN, 1.6 * drnet.options), layout="constrained")
-    axes = figure.subplots(drnet.options, SHOWN, squeeze=False)
+    used, counts = np.unique(routed.choice, return_counts=True)
+    figure = Figure(figsize=(1.3 * SHOWN, 1.6 * len(used)), layout="constrained")
+    axes = figure.subplots(len(used), SHOWN, squeeze=False)
     predicted = predictions(table, routed)
     held = {number: image for images, index in sample
             for number, image in zip(index.tolist(), images, strict=True)}
     is_held = np.isin(table.index, list(held))
-    for row in range(drnet.options):
-        network, resolution = drnet.answering(row)
-        share = np.mean(routed.choice == row)
-        chosen = np.flatnonzero((routed.choice == row) & is_held)
+    for row, (option, count) in enumerate(zip(used.tolist(), counts, strict=True)):
+        resolution = drnet.answering(option)[1]
+        chosen = np.flatnonzero((routed.choice == option) & is_held)
         for axis in axes[row]:
             axis.set(xticks=[], yticks=[], frame_on=False)
-        name = f"{resolution} px" if network == "classifier" else network
-        axes[row, 0].set_ylabel(f"{name}\n{100 * share:.0f} %")
+        share = 100 * count / len(routed.choice)
+        axes[row, 0].set_ylabel(f"{_name(drnet, option)}\n{share:.0f} %")
         # Evenly over the data set, which is often sorted by class.
         shown = chosen[np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen)), dtype=int)]
         for axis, at in zip(axes[row], shown, strict=False):
@@ -54,7 +54,14 @@ def draw_routing(
                 printable(classes[predicted[at]]), fontsize=7, parse_math=False,
                 color="black" if routed.right[at] else "tab:red",
             )
+    if idle := [_name(drnet, option) for option in range(drnet.options) if option not in used]:
+        figure.supxlabel(f"no image: {', '.join(idle)}", fontsize=8)
     figure.savefig(path, dpi=100)
+
+
+def _name(drnet: DRNet, option: int) -> str:
+    network, resolution = drnet.answering(option)
+    return f"{resolution} px" if network == "classifier" else network
 
 
 def printable(name: str) -> str:
