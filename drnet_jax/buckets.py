@@ -62,6 +62,11 @@ def padded_size(count: int, multiple: int, limit: int) -> int:
     return min(size for size in (0, *sizes(limit, multiple)) if size >= count)
 
 
+def padding(images: float, rows: float) -> float:
+    """The share of the rows of buckets that are none of the images in them; 0 without any rows."""
+    return float(1 - images / rows) if rows else 0.0
+
+
 def gather(tree, order: jax.Array, size: int):
     """The first `size` rows of a bucket: leaves [B, ...] -> [S, ...], by order [B]."""
     return jax.tree.map(lambda leaf: leaf[order[:size]], tree)

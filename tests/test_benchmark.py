@@ -228,10 +228,6 @@ def test_what_the_predictor_answers_is_counted_and_costs_no_bucket(answered):
     assert "25/25/50 % at 16/8 px and by the predictor, " in report_text(answered)
 
 
-def test_where_the_predictor_answers_all_there_is_no_padding():
-    assert (cases._padding(0, 0), cases._padding(6, 8)) == (0, 0.25)
-
-
 # --- Errors before long work --------------------------------------------------------------------
 
 

@@ -112,3 +112,7 @@ def test_buckets_put_together_again_are_the_batch(seed):
 def there_and_back(values, order, count, size):
     rows = buckets.gather(values, order, size)
     return buckets.scatter(rows, order, buckets.mask(count, size), len(values))
+
+
+def test_where_the_predictor_answers_all_there_is_no_padding():
+    assert (buckets.padding(0, 0), buckets.padding(6, 8)) == (0, 0.25)

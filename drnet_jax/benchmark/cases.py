@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from drnet_jax.benchmark.timing import Case
+from drnet_jax.buckets import padding
 from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import TRAINING_PASSES, Costs
 from drnet_jax.devices import AXIS, Compilation, cores, per_device, put_batch, replicated
@@ -131,7 +132,7 @@ def training(
     yield contestant("dense", forced(True), sum(costs.classifier) + costs.predictor)
     bucketed, local = forced(False), size // mesh.size
     slots = bucketed.sizes.advance(bucketed.deal_out(choice.tobytes())[1].tolist(), local)
-    padded = _padding(np.sum(choice < len(slots)), mesh.size * sum(slots))
+    padded = padding(np.sum(choice < len(slots)), mesh.size * sum(slots))
     yield contestant("bucketed", bucketed, _mean_cost(costs, choice), padded)
 
 
@@ -154,11 +155,6 @@ def initial_state(step: Step, key: jax.Array) -> TrainState:
 def _mean_cost(costs: Costs, choice: np.ndarray) -> float:
     mix = np.bincount(choice, minlength=len(costs.options)) / len(choice)
     return costs.mean(mix.tolist(), with_predictor=True)
-
-
-def _padding(images: int, rows: int) -> float:
-    """The share of `rows` that are none of the images; 0 where the classifier has none to run."""
-    return float(1 - images / rows) if rows else 0.0
 
 
 def inference(
@@ -200,7 +196,7 @@ def inference(
         ("predictor", size, lambda: engine.choose(engine.upload(images), 0.0)[0],
          costs.predictor, 0.0),
         ("routed", len(choice), routed, _mean_cost(costs, choice),
-         _padding(counts.sum(), full.sum())),
+         padding(counts.sum(), full.sum())),
     ):
         yield Contestant(name, per_call, call, "inference", cost, padded)
 

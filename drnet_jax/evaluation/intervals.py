@@ -148,9 +148,8 @@ def foretold(table: Table, costs: Costs) -> float:
     """How well the predictor foretells where the smallest resolution, of several, is in doubt.
 
     The correlation, over images, of what it expects to lose there against the base with the doubt
-    that the pass itself turns out to leave (the negative of its margin). Where it was below about
-    0.5, a cascade, which makes the pass and looks, has done better than to choose beforehand. 0
-    where either is the same for all images.
+    that the pass itself turns out to leave (the negative of its margin): a cascade, which makes the
+    pass and looks, knows that doubt. 0 where either is the same for all images.
     """
     smallest = len(costs.resolutions) - 1
     loss = table.scores[:, 0] - table.scores[:, smallest]

@@ -32,6 +32,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from drnet_jax import routing
+from drnet_jax.buckets import padding
 from drnet_jax.cost import Costs
 from drnet_jax.devices import Compilation
 from drnet_jax.formatting import by_option
@@ -230,8 +231,7 @@ class Window:
             logged["entropy"] = routing.entropy(mix)
             if "slots" in means:
                 in_buckets = mix[: len(self._costs.resolutions)].sum()
-                slots = means["slots"].sum()  # none if the predictor answers every image
-                logged["padding"] = float(1 - in_buckets / slots) if slots else 0.0
+                logged["padding"] = padding(in_buckets, means["slots"].sum())
         else:
             logged["accuracy"] = by_option(self._costs.options, means["correct"])
         if "router_loss" in means:
