@@ -20,21 +20,30 @@ def get_config(argument: str = "") -> ConfigDict:
         "budget": 2.8,  # mean cost in 1e9 multiply-adds, predictor included; 0: none ("gumbel")
         # Parameters, sums of gradients, statistics and logits are float32 in any case.
         "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
+        "init_from": "",  # workdir of a run, or of an import, whose weights to begin with; "": none
         "data": {
             "name": "imagenet2012",  # a tfds data set, or "folder" (train/<class>/*, val/<class>/*)
             "dir": "",  # where it lies; "" is tfds's own default directory
             "train_split": "train",  # tfds split, or folder, to train on
             "val_split": "validation",  # tfds split, or folder, to evaluate on
+            "classes": "",  # a file of the classes to keep, one a line; "imagenet100"; "": all
+            "images_per_class": 0,  # training images to keep of each class; 0: all
             "crop_area": (0.08, 1.0),  # random-resized crop: range of the share of the image's area
             "crop_ratio": (0.75, 4 / 3),  # random-resized crop: range of width / height
             "workers": 0,  # decoding processes per host; 0 decodes in threads only
             "threads": 16,  # decoding threads per process
+        },
+        "preprocessing": {  # of pixels from 0 to 255: what the weights expect
+            "mean": (123.675, 116.28, 103.53),  # subtracted, of red, green and blue
+            "deviation": (58.395, 57.12, 57.375),  # divided by
+            "val_crop": 0.875,  # share of a side that the central crop keeps in validation
         },
         "classifier": {
             "name": "resnet50",  # a name in drnet_jax.models, or "package.module:factory"
             "width": 1.0,  # multiplies the published number of channels
             "classes": 0,  # number of classes; 0 takes what the data set says
             "resolution_aware_norm": True,  # BatchNorms per resolution; False shares one set
+            "zero_init": False,  # begin with residual branches at 0 (scale of their last norm)
         },
         "predictor": {
             "name": "resnet10",  # a name in drnet_jax.models, or "package.module:factory"
@@ -55,27 +64,35 @@ def get_config(argument: str = "") -> ConfigDict:
             },
         },
         "optimizer": {
-            "momentum": 0.9,  # SGD momentum
+            "name": "sgd",  # as PyTorch's; "rmsprop": as TensorFlow's, with which MobileNets came
+            "momentum": 0.9,  # of either
             "weight_decay": 1e-4,  # L2 penalty added to the gradient, as PyTorch's SGD does
             "clip_norm": 0.0,  # clip classifier's and predictor's gradient to this norm; 0: no
             "decay_norms_and_biases": True,  # decay BatchNorm scale and bias, and biases, too
             "predictor_rate": 1.0,  # the predictor's learning rate as a share of the classifier's
+            "ema": 0.0,  # decay of the moving average of weights that validates and is kept; 0: no
         },
         "pretrain": {
             "epochs": 70.0,  # stage 1: all resolutions, and a classifying predictor; 0 skips it
             "learning_rate": 0.1,  # after warm-up
             "warmup_epochs": 3.0,  # linear from 0
+            "schedule": "steps",  # after the warm-up: "steps" down, or a "cosine" to 0
             "decay_epochs": 20.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
-            "distillation": 0.0,  # how far all but the base learn its answers, not labels: 0-1
+            "label_smoothing": 0.0,  # share of a label's weight spread over all classes
+            "distillation": 0.0,  # how far all but the base learn the teacher, not labels: 0-1
+            "teacher": "base",  # the base's answers, or the "ensemble": all resolutions' mean
+            "mixup": 0.0,  # alpha of the Beta by which images and labels are mixed; 0: no
+            "cutmix": 0.0,  # alpha of the Beta by which boxes are pasted; both: either in turn
         },
         "finetune": {
             "epochs": 100.0,  # stage 2: predictor and classifier together; 0 skips it
             "learning_rate": 0.1,  # after warm-up
             "warmup_epochs": 3.0,  # linear from 0
+            "schedule": "steps",  # after the warm-up: "steps" down, or a "cosine" to 0
             "decay_epochs": 30.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
-            "init_from": "",  # workdir whose stage 1 to start from; "" is this run's own
+            "label_smoothing": 0.0,  # share of a label's weight spread over all classes
         },
         "evaluation": {
             "batch_size": 256,  # per host; also the size of the routed queues

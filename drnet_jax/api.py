@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from drnet_jax import images as pixels
 from drnet_jax.checkpoint import Meta, find_checkpoint
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
@@ -195,19 +194,12 @@ def load(
         config: whose `data`, `evaluation` and `seed` to use instead of the checkpoint's.
 
     Raises:
-        UserError: if there is no checkpoint, or it was made for images normalised otherwise.
+        UserError: if there is no checkpoint.
     """
     path = os.path.expanduser(path)
     checkpoints, step = find_checkpoint(path, checkpoint)
     try:
         meta = checkpoints.meta(step)
-        expected = {"mean": list(pixels.MEAN), "deviation": list(pixels.DEVIATION)}
-        found = {name: meta.preprocessing[name] for name in expected}
-        if found != expected:
-            raise UserError(
-                f"{path}: expected a checkpoint of images normalised by {expected}, received "
-                f"{found}; use the version of drnet_jax that made it"
-            )
         variables = checkpoints.restore_model(step, data_mesh())
         priced = checkpoints.priced(step)
     finally:

@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from drnet_jax import images
-from drnet_jax.config import Config, parse
+from drnet_jax.config import Config
+from drnet_jax.config_check import parse
 from drnet_jax.data import transforms
 from drnet_jax.devices import replicated
 from drnet_jax.drnet import DRNet, Tree
@@ -86,10 +86,10 @@ class Meta:
 
 def preprocessing(config: Config) -> dict[str, Any]:
     """How an image becomes an input: squashed to "resize" pixels, cropped to "crop", normalised."""
-    base = config.resolutions[0]
+    base, expected = config.resolutions[0], config.preprocessing
     return {
-        "resize": transforms.square_for(base), "crop": base,
-        "mean": list(images.MEAN), "deviation": list(images.DEVIATION),
+        "resize": transforms.square_for(base, expected.val_crop), "crop": base,
+        "mean": list(expected.mean), "deviation": list(expected.deviation),
     }
 
 

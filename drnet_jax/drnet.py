@@ -37,6 +37,8 @@ class DRNet:
     predictor_resolution: int
     classifies: bool  # whether the predictor knows the classes, and may answer by itself
     scores: Callable[[jax.Array], jax.Array]  # of the options' logits, see `routing.SCORES`
+    mean: tuple[float, ...] = images.MEAN  # of the pixels that the networks expect
+    deviation: tuple[float, ...] = images.DEVIATION
 
     @classmethod
     def from_config(cls, config: Config, classes: int) -> "DRNet":
@@ -62,6 +64,8 @@ class DRNet:
             predictor_resolution=seen,
             classifies=classifies,
             scores=routing.SCORES[config.router.objective],
+            mean=config.preprocessing.mean,
+            deviation=config.preprocessing.deviation,
         )
 
     @property
@@ -112,7 +116,7 @@ class DRNet:
             float32 logits [S, C] and the BatchNorm moments of a training pass (else {}).
         """
         variables = resolutions.plain_variables(params, batch_stats, self.norm_keys[index])
-        view = images.view(batch, self.resolutions[index])
+        view = self._view(batch, self.resolutions[index])
         return _apply(self.classifier, variables, view, train, mask, key)
 
     def predict(
@@ -124,10 +128,13 @@ class DRNet:
         `train` and `key` are as of `classify`.
         """
         variables = {"params": params["predictor"], "batch_stats": batch_stats["predictor"]}
-        view = images.view(batch, self.predictor_resolution)
+        view = self._view(batch, self.predictor_resolution)
         logits, moments = _apply(self.predictor, variables, view, train, None, key)
         classes, options = logits[:, : -self.options], logits[:, -self.options :]
         return Prediction(options, classes if self.classifies else None), moments
+
+    def _view(self, batch: jax.Array, size: int) -> jax.Array:
+        return images.view(batch, size, self.mean, self.deviation)
 
 
 def _init(network: nn.Module, key: jax.Array, size: int) -> Tree:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "drnet_jax").rglob("*.py"))
 # Modules, and packages as one place each; what starts commands is the last.
 ORDER = [
-    "errors", "config", "config_files", "formatting",
+    "errors", "config", "config_check", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
     "drnet", "products", "cost", "devices", "data",
     "checkpoint", "inference", "evaluation", "api", "train", "benchmark", "plan",

@@ -12,7 +12,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from drnet_jax.commands.shared import define_config
-from drnet_jax.config import RANGES, parse
+from drnet_jax.config_check import RANGES, parse
 from drnet_jax.config_files import override
 from drnet_jax.errors import UserError
 
@@ -125,7 +125,13 @@ IMPOSSIBLE = [
         ("epochs", -1), ("learning_rate", 0), ("warmup_epochs", -1), ("decay_epochs", 0),
         ("decay_factor", 0), ("decay_factor", 1.1))),
     ("pretrain.distillation", -0.1), ("pretrain.distillation", 1.1),
-    ("finetune.init_from", "elsewhere"),  # and stage 1 here as well
+    ("pretrain.mixup", -1), ("pretrain.cutmix", 101), ("pretrain.teacher", "mean"),
+    ("pretrain.schedule", "linear"), ("finetune.schedule", "exponential"),
+    ("pretrain.label_smoothing", 1), ("finetune.label_smoothing", -0.1),
+    ("optimizer.name", "adam"), ("optimizer.ema", 1), ("optimizer.ema", -0.1),
+    ("data.images_per_class", -1), ("preprocessing.mean", (1.0, 2.0)),
+    ("preprocessing.deviation", (1.0, 0.0, 1.0)), ("preprocessing.val_crop", 0),
+    ("preprocessing.val_crop", 1.1),
     ("evaluation.batch_size", 0), ("evaluation.every_epochs", 0),
     ("checkpoint.every_steps", 0), ("checkpoint.keep", 0),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drnet_jax.config import parse
+from drnet_jax.config_check import parse
 from drnet_jax.cost import Costs, Parameters, model_costs
 from drnet_jax.errors import UserError
 from tests import runs

@@ -73,7 +73,7 @@ def train(directory, count, state=None, *, batch_size=4, seed=3, hosts=(0, 1), *
 def evaluate(directory, *, batch_size=4, hosts=(0, 1), source=None, **overrides):
     return loader.eval_batches(
         source or opened(directory), settings(directory, **overrides), size=SIZE,
-        square=transforms.square_for(SIZE), batch_size=batch_size,
+        square=transforms.square_for(SIZE, 0.875), batch_size=batch_size,
         process_index=hosts[0], process_count=hosts[1],
     )
 
@@ -232,7 +232,7 @@ def test_evaluation_sees_each_image_once(folder, hosts, batch_size):
                 example = source[int(batch["index"][row])]
                 image = transforms.decode(example["image"])
                 expected = transforms.resize_and_centre_crop(
-                    image, transforms.square_for(SIZE), SIZE
+                    image, transforms.square_for(SIZE, 0.875), SIZE
                 )
                 np.testing.assert_array_equal(batch["image"][row], expected)
                 assert batch["label"][row] == example["label"]

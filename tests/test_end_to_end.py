@@ -174,7 +174,7 @@ def test_a_budget_out_of_reach_is_told_before_long_work(finished, capsys):
 
 def test_stage_2_from_another_run(images, finished, tmp_path, capsys):
     assert runs.call(*runs.arguments(images, tmp_path, {
-        "pretrain.epochs": 0, "finetune.epochs": 0.5, "finetune.init_from": str(finished),
+        "pretrain.epochs": 0, "finetune.epochs": 0.5, "init_from": str(finished),
         "router.objective": "gumbel", "router.gumbel.alpha": 1e-5,
         "router.gumbel.estimator": "dense", "predictor.width": 0.5, "predictor.classifies": False,
     })) == 0
@@ -310,7 +310,7 @@ def refused(capsys, *flags):
     ({"batch_size": 1000}, "48 training images"),
     ({"batch_size": 12}, "a multiple of the 8 devices"),
     ({"predictor.name": "no_module:Net"}, "no_module"),
-    ({"pretrain.epochs": 0, "finetune.init_from": "/nowhere"}, "/nowhere"),
+    ({"pretrain.epochs": 0, "init_from": "/nowhere"}, "/nowhere"),
 ])
 def test_bad_input_is_told_before_anything_starts(images, tmp_path, capsys, overrides, message):
     assert message in refused(capsys, *runs.arguments(images, tmp_path / "run", overrides))

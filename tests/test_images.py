@@ -57,3 +57,9 @@ def test_view_is_the_normalised_resize():
     assert found.dtype == jnp.float32
     expected = (pillow(NOISE, 96) - images.MEAN) / images.DEVIATION
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_network_sees_pixels_as_its_weights_expect_them():
+    batch = np.array([[[[127, 255, 0]]]], np.uint8)
+    found = images.view(batch, 1, (127.0,) * 3, (128.0,) * 3)
+    np.testing.assert_allclose(found[0, 0, 0], [0, 1, -127 / 128])

@@ -100,7 +100,7 @@ def test_a_predictor_that_is_to_know_the_classes_begins_with_one_that_does(
 ):
     """For it learns them in both stages; any other is new in stage 2."""
     overrides = {
-        "pretrain.epochs": 0, "finetune.init_from": finished, "predictor.classifies": True}
+        "pretrain.epochs": 0, "init_from": finished, "predictor.classifies": True}
     assert runs.call(*runs.arguments(images, tmp_path / "run", SHORT | overrides)) == 2
     err = capsys.readouterr().err
     assert f"error: {finished}: expected a checkpoint of the same networks" in err

@@ -17,7 +17,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from drnet_jax import config_files
-from drnet_jax.config import Config, parse
+from drnet_jax.config import Config
+from drnet_jax.config_check import parse
 from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import Programs, data_mesh, put_batch, replicated, split
 from drnet_jax.drnet import DRNet

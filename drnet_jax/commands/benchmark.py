@@ -15,7 +15,8 @@ from drnet_jax.commands.shared import (
     directory,
     with_classes,
 )
-from drnet_jax.config import Config, parse
+from drnet_jax.config import Config
+from drnet_jax.config_check import parse
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:

@@ -14,7 +14,8 @@ from absl import flags
 from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
-from drnet_jax.config import Config, parse
+from drnet_jax.config import Config
+from drnet_jax.config_check import parse
 from drnet_jax.config_files import load
 from drnet_jax.data.sources import open_source, resolve_classes
 from drnet_jax.devices import found_devices, join_hosts

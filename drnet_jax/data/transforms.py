@@ -27,8 +27,6 @@ SUFFIXES = (
     ".tiff", ".avif", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm", ".ras", ".sr",
 )
 
-# Validation enlarges before it crops: 256 for 224, in proportion for other sizes.
-RESIZE_OVER_CROP = 256 / 224
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -134,9 +132,12 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def square_for(size: int) -> int:
-    """What an image is squashed to before its centre is cropped: 256 for size 224, in pixels."""
-    return round(size * RESIZE_OVER_CROP)
+def square_for(size: int, crop: float) -> int:
+    """What an image is squashed to before its central `size` is cropped, in pixels.
+
+    `crop` is the share of a side that is kept: 224 of 256 is 0.875.
+    """
+    return round(size / crop)
 
 
 def resize_and_centre_crop(image: np.ndarray, square: int, size: int) -> np.ndarray:

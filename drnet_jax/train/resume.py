@@ -21,7 +21,7 @@ from drnet_jax.train.state import TrainState
 
 CLASSIFIER_KEYS = (
     "resolutions", "dtype", "classifier.name", "classifier.width",
-    "classifier.resolution_aware_norm",
+    "classifier.resolution_aware_norm", "preprocessing.mean", "preprocessing.deviation",
 )
 PREDICTOR_KEYS = (
     "predictor.name", "predictor.width", "predictor.resolution", "predictor.classifies",
@@ -194,7 +194,7 @@ def starting_point(config: Config, classes: tuple[str, ...], mesh: Mesh) -> Trai
     Raises:
         UserError: if that run has none, or one of another network.
     """
-    origin = config.finetune.init_from
+    origin = config.init_from
     if not origin:
         return None
     checkpoints = open_existing(origin)
@@ -202,7 +202,7 @@ def starting_point(config: Config, classes: tuple[str, ...], mesh: Mesh) -> Trai
     of_stage_1 = [meta for meta in metas if meta.stage == STAGES[0]]
     if not of_stage_1:
         raise UserError(
-            f"config.finetune.init_from: expected the workdir of a run that has pretrained, "
+            f"config.init_from: expected the workdir of a run that has pretrained, "
             f"received {origin!r}, which holds no checkpoint of that stage"
         )
     trained = CLASSIFIER_KEYS + PREDICTOR_KEYS if config.predictor.classifies else CLASSIFIER_KEYS

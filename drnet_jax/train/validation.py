@@ -37,7 +37,8 @@ class Validation:
         self._engine.load(state.params, state.batch_stats)
         costs = self._costs
         table = tabulate(self._engine, host_batches(
-            self._engine, self._source, self._config.data, square_for(costs.resolutions[0])
+            self._engine, self._source, self._config.data,
+            square_for(costs.resolutions[0], self._config.preprocessing.val_crop),
         ))
         fixed = table.right.mean(axis=0)
         found = {"top1_by_option": by_option(costs.options, fixed)}
