@@ -33,6 +33,8 @@ VALUES = {
 }
 # The paper's predictor, and one that knows the classes, too.
 CONFIG, KNOWING = tiny_config(VALUES), tiny_config(VALUES | {"predictor.classifies": True})
+# Two inverted residual blocks, with squeeze-and-excitation.
+MOBILE = tiny_config(VALUES | {"classifier.name": "tests.tiny:TinyMobileNet"})
 BATCH = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
          "label": jax.ShapeDtypeStruct((8,), np.int32)}
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -44,19 +46,20 @@ GUMBEL = dataclasses.replace(OBJECTIVE, costs=(100, 20))
 # of other resolutions, and of the dense estimator only the pass over all of them is its own.
 OWN = {
     "pretrain": "", "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update",
-    "dense": "dense", "inference": "",
+    "dense": "dense", "inference": "", "mobile": "bucket 24px",
 }
 
 
 def programs(which):
     """The programs of a stage, or of inference, with their arguments' shapes."""
-    config = CONFIG if which in ("gumbel", "dense") else KNOWING
+    config = {"gumbel": CONFIG, "dense": CONFIG, "mobile": MOBILE}.get(which, KNOWING)
     drnet, mesh = DRNet.from_config(config, config.classifier.classes), mesh_of(1)
     stage, objective, estimator = {
         "pretrain": ("pretrain", OUTCOME, "selected"),
         "outcome": ("finetune", OUTCOME, "selected"),
         "gumbel": ("finetune", GUMBEL, "selected"),
         "dense": ("finetune", GUMBEL, "dense"),
+        "mobile": ("finetune", GUMBEL, "selected"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
     shared = drnet, make_optimizer(config, stage, 1), mesh, Programs()
@@ -113,3 +116,15 @@ def test_accelerators_convolve_and_the_cpu_multiplies():
     # The stem, three and a shortcut a block, and the head. Six of them are 1x1.
     assert counts("tpu") == counts("cuda") == (9, 1)
     assert counts("cpu") == (3, 7)
+
+
+def test_accelerators_convolve_depthwise_and_the_cpu_adds_slices():
+    def counts(platform):
+        (text,) = lowered("mobile", "bucket 24px", platform).values()
+        grouped = re.findall(r"(?:batch|feature)_group_count = (\d+)", text)
+        several_sums = re.search(r"stablehlo\.reduce\(.*tensor<f32>, tensor<f32>\) ->", text)
+        return sum(int(count) > 1 for count in grouped), several_sums is not None
+
+    # Two depthwise convolutions, each forward and with two gradients.
+    assert counts("tpu") == counts("cuda") == (6, False)
+    assert counts("cpu") == (0, True)
