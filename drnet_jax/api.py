@@ -22,6 +22,7 @@ from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source
+from drnet_jax.data.transforms import Square
 from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
@@ -156,9 +157,10 @@ class Model:
         return self.meta.stage == STAGES[-1] or self.costs.classifies
 
     @property
-    def square(self) -> int:
-        """What images are resized to, before the base size is cropped, in pixels."""
-        return self.meta.preprocessing["resize"]
+    def square(self) -> Square:
+        """What images are squashed to before the base size is cropped."""
+        expected = self.meta.preprocessing
+        return Square(expected["resize"], expected["interpolation"])
 
     @property
     def price(self) -> float | None:
