@@ -144,6 +144,33 @@ def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
     return mix
 
 
+def define_classes(values: FlagValues, help: str) -> Callable[[], tuple[str, ...]]:
+    """Defines `--classes FILE`; returns what gives its lines, which are names; () if not given."""
+    holder = flags.DEFINE_string(
+        "classes", None, f"File of class names, one a line. {help}", flag_values=values
+    )
+
+    def classes() -> tuple[str, ...]:
+        if holder.value is None:
+            return ()
+        try:
+            lines = Path(holder.value).expanduser().read_text().splitlines()
+        except (OSError, ValueError) as error:  # ValueError: no text
+            raise UserError(
+                f"--classes: expected a file of class names, one a line, received "
+                f"{holder.value!r} ({first_line(error)})"
+            ) from error
+        names = tuple(line.strip() for line in lines if line.strip())
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise UserError(
+                f"--classes: expected two or more different class names, one a line, in "
+                f"{holder.value!r}, received {len(names)}, {len(set(names))} of them different"
+            )
+        return names
+
+    return classes
+
+
 def with_classes(config: Config) -> Config:
     """The config with `classifier.classes` set, if it is not, to what the data set has.
 
