@@ -38,7 +38,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         "default the training split of the run's config.", flag_values=values,
     )
     classes = define_classes(
-        values, "The classes in use, among which the network is taught to answer as at its base."
+        values, "those in use, among which the network is taught to answer as at its base."
     )
     epochs = flags.DEFINE_float(
         "epochs", DEFAULT.epochs, "Passes over the images.", 1e-6, flag_values=values
@@ -61,7 +61,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
     start = define_distributed(values)
 
     def command() -> None:
-        where, among = workdir(), classes()
+        where, among = workdir(), classes() or ()
         if anew.value == bool(resolutions.value):
             raise UserError(
                 "expected --resolutions, or --recalibrate, received "

@@ -18,6 +18,7 @@ from drnet_jax.config import Config
 from drnet_jax.config_check import parse
 from drnet_jax.config_files import load
 from drnet_jax.data.sources import open_source, resolve_classes
+from drnet_jax.data.subset import classes_named
 from drnet_jax.devices import found_devices, join_hosts
 from drnet_jax.errors import UserError, first_line
 
@@ -124,6 +125,14 @@ def announce_devices() -> None:
         print(line, file=sys.stderr)
 
 
+def define_classes(values: FlagValues, help: str) -> Callable[[], tuple[str, ...] | None]:
+    """Defines `--classes FILE`; returns what gives the names in it, or None if it was not given."""
+    holder = flags.DEFINE_string(
+        "classes", None, f"File of class names, one a line: {help}", flag_values=values
+    )
+    return lambda: None if holder.value is None else classes_named(holder.value, "--classes")
+
+
 def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
     """Defines `--mix 0.2,0.3,0.5`; returns what gives its numbers, or None if it was not given.
 
@@ -142,33 +151,6 @@ def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:
             raise UserError(f"--mix: expected numbers such as 0.2,0.3,0.5; {error}") from error
 
     return mix
-
-
-def define_classes(values: FlagValues, help: str) -> Callable[[], tuple[str, ...]]:
-    """Defines `--classes FILE`; returns what gives its lines, which are names; () if not given."""
-    holder = flags.DEFINE_string(
-        "classes", None, f"File of class names, one a line. {help}", flag_values=values
-    )
-
-    def classes() -> tuple[str, ...]:
-        if holder.value is None:
-            return ()
-        try:
-            lines = Path(holder.value).expanduser().read_text().splitlines()
-        except (OSError, ValueError) as error:  # ValueError: no text
-            raise UserError(
-                f"--classes: expected a file of class names, one a line, received "
-                f"{holder.value!r} ({first_line(error)})"
-            ) from error
-        names = tuple(line.strip() for line in lines if line.strip())
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise UserError(
-                f"--classes: expected two or more different class names, one a line, in "
-                f"{holder.value!r}, received {len(names)}, {len(set(names))} of them different"
-            )
-        return names
-
-    return classes
 
 
 def with_classes(config: Config) -> Config:
