@@ -34,7 +34,7 @@ class Run(Setup):
     source: Source  # of the training images
     resumed: Meta | None  # the checkpoint that it goes on from
     spans: dict[str, Span]  # of the stages that it runs
-    origin: TrainState | None  # what stage 2 begins with, if not this run's stage 1
+    origin: TrainState | None  # what the first stage begins with, see `config.init_from`
     checkpoints: Checkpoints
     telemetry: Telemetry
     validation: Validation
@@ -88,7 +88,9 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
     make_objective(config, costs)  # checks the budget
     resumed, news = resume(workdir, config, drnet, source, changed_data)
-    origin = None if resumed else starting_point(config, source.classes, mesh)
+    origin = None
+    if not resumed:
+        origin, news = starting_point(config, drnet, source.classes, mesh)
     telemetry, of_stages = Telemetry(workdir), spans(config, len(source), resumed)
     validation = Validation(config, drnet, costs, val_source, telemetry.compiled)
 
