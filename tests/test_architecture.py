@@ -15,7 +15,8 @@ ORDER = [
     "errors", "config", "config_check", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
     "drnet", "transfer", "products", "cost", "devices", "data",
-    "checkpoint", "weights", "inference", "evaluation", "api", "train", "benchmark", "plan",
+    "checkpoint", "weights", "inference", "evaluation", "api", "train", "adapt", "benchmark",
+    "plan",
     "commands", "main", "__main__",
 ]
 LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7

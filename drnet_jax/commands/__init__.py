@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train both stages, or go on where a stopped run left off (the default)",
     "eval": "evaluate a checkpoint under several policies",
     "predict": "classify images, each at the resolution it needs",
+    "adapt": "fit a trained network for other resolutions, without labels",
     "cost": "parameters and multiply-adds of a model",
     "plan": "what a run takes on devices that are not at hand",
     "benchmark": "images/s of training and inference",

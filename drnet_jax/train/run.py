@@ -13,15 +13,17 @@ from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import model_costs
 from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source, resolve_classes
+from drnet_jax.data.subset import write_classes
 from drnet_jax.devices import Programs, check_batch, data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.train.base_step import Step
 from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.resume import Span, resume, spans, starting_point
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import Setup, Step, make_step
+from drnet_jax.train.step import Setup, make_step
 from drnet_jax.train.telemetry import Telemetry
 from drnet_jax.train.validation import Validation
 
@@ -102,6 +104,7 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     )
     if jax.process_index() == 0:
         (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
+        write_classes(Path(workdir) / "classes.txt", source.classes)
     telemetry.open(resumed.step if resumed else 0)
     data = config.data
     for line in (
