@@ -159,8 +159,7 @@ class Model:
     @property
     def square(self) -> Square:
         """What images are squashed to before the base size is cropped."""
-        expected = self.meta.preprocessing
-        return Square(expected["resize"], expected["interpolation"])
+        return Square.of(self.meta.preprocessing)
 
     @property
     def price(self) -> float | None:

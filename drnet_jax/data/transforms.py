@@ -7,7 +7,8 @@ the candidate resolutions happen on the device.
 import io
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -141,6 +142,11 @@ class Square(NamedTuple):
 
     side: int  # in pixels
     interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, preprocessing: Mapping[str, Any]) -> "Square":
+        """That of a checkpoint's `preprocessing`."""
+        return cls(preprocessing["resize"], preprocessing["interpolation"])
 
 
 def square_for(size: int, crop: float, interpolation: str = "bilinear") -> Square:
