@@ -126,11 +126,15 @@ class Model:
         return self.measure(self.source(folder), budget).report
 
     def source(self, folder: str | os.PathLike | None = None) -> Source:
-        """The labelled images that `evaluate` measures the model on; UserError as there."""
+        """The labelled images that `evaluate` measures the model on; UserError as there.
+
+        Where it answers among some classes only, images of others are left out.
+        """
         data = self.config.data
         if folder is not None:
             data = dataclasses.replace(data, name="folder", dir=os.fspath(folder))
-        return open_source(data, training=False, classes=self.classes)
+        part = self.classes != self.meta.classes
+        return open_source(data, training=False, classes=self.classes, leave_out=part)
 
     def measure(self, source: Source, budget: float | None = None) -> Evaluation:
         """`evaluate` on an open source, with all that was found of each image."""
@@ -172,7 +176,8 @@ class Model:
     def _price(self, budget: float) -> float | None:
         if not budget or len(self.costs.options) == 1:
             return 0.0
-        if self._priced is None or (self.costs.classifies and self.classes != self.meta.classes):
+        part = len(self.classes) < len(self.meta.classes)
+        if self._priced is None or (part and self.costs.classifies):
             return None
         if math.isclose(budget, self._priced.config.budget * GIGA):
             return self._priced.metrics["price"]
