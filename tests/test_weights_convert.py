@@ -248,6 +248,6 @@ def test_a_tensor_of_one_variable_twice_is_unexpected():
     """As where names of two libraries are mixed."""
     network = models.NETWORKS["efficientnet_lite0"](classes=CLASSES, norm=BatchNorm)
     weight = np.ones((10, 1280), np.float32)
-    with pytest.raises(UserError, match="unexpected: _fc.weight"):
+    with pytest.raises(UserError, match=r"unexpected: _fc\.weight"):
         convert({"classifier.weight": weight, "_fc.weight": weight}, names.MOBILE,
                 variable_shapes(network, 32), "x")

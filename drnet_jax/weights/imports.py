@@ -57,9 +57,9 @@ def import_torch(
     rules, tensors = _rules(config), read_weights(Path(path).expanduser())
     names = _names(count_classes(tensors, rules), config, classes)
     drnet, costs = DRNet.from_config(config, len(names)), model_costs(config, len(names))
-    costs.check_budget(config.budget * GIGA)
     shapes = variable_shapes(drnet.classifier, min(config.resolutions))
     plain = convert(tensors, rules, shapes, path)
+    costs.check_budget(config.budget * GIGA)
     meta = Meta(
         stage=STAGES[0], step=0, stage_end=True, config=config, classes=names, metrics={},
         bucket_sizes={}, progress=Progress(first_step=0, examples=0, images=0, fingerprint=""),
