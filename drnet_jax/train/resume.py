@@ -19,7 +19,7 @@ from drnet_jax.devices import replicated
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.train.optimizer import make_optimizer
-from drnet_jax.train.state import TrainState
+from drnet_jax.train.state import TrainState, create_state
 from drnet_jax.transfer import Knowledge, Variables, differences, move
 
 NETWORK_KEYS = (
@@ -149,10 +149,10 @@ def _check_optimizer(
     saved: Meta, config: Config, drnet: DRNet, keys: list[str], where: str
 ) -> None:
     """Raises UserError if one of the keys that differ makes another shape of optimiser state."""
-    params, _ = jax.eval_shape(drnet.init, jax.random.key(0))
-
     def shape(config: Config) -> Any:
-        return jax.eval_shape(make_optimizer(config, saved.stage, 1).init, params)
+        optimizer, ema = make_optimizer(config, saved.stage, 1), config.optimizer.ema
+        create = functools.partial(create_state, drnet, optimizer, ema)
+        return jax.eval_shape(create, jax.random.key(0)).training
 
     groups = "optimizer", saved.stage
     for group, _, name in (key.partition(".") for key in keys):

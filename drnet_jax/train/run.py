@@ -17,12 +17,13 @@ from drnet_jax.data.subset import write_classes
 from drnet_jax.devices import Programs, check_batch, data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.train.base_step import Step
 from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.resume import Span, resume, spans, starting_point
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import Setup, Step, make_step
+from drnet_jax.train.step import Setup, make_step
 from drnet_jax.train.telemetry import Telemetry
 from drnet_jax.train.validation import Validation
 
