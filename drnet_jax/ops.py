@@ -7,6 +7,7 @@ of the forms for CPUs. Axis letters are those of `drnet_jax.buckets`.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -76,15 +77,12 @@ def depthwise_conv(
     """Convolves each channel of x [S, H, W, C] by its own kernel [k, k, 1, C]; else as `conv`."""
     pads = [_pads(length, kernel.shape[0], stride, padding) for length in x.shape[1:3]]
     if _on_cpu():
-        return _weigh_shifted(x, kernel, stride, tuple(pads))
+        # XLA CPU convolves one group of channels after the other, by naive loops.
+        return _depthwise_on_cpu(x, kernel, stride, tuple(pads))
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
-
-
-def _weigh_shifted(x, kernel, stride, pads):
-    return sum(s * k for s, k in zip(_shifted(x, kernel.shape[0], stride, pads), kernel.reshape(-1, x.shape[-1])))
 
 
 def _pads(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
@@ -104,13 +102,75 @@ def _product(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Ar
 
 
 def _shifted(x: jax.Array, size: int, stride: int, pads: Pads) -> list[jax.Array]:
-    """What each of the size * size taps meets of x [S, H, W, C]: [S, H/stride, W/stride, C]."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    """What each of the size * size taps meets: of x [..., H, W, C] every stride-th pixel."""
+    height, width = x.shape[-3:-1]
+    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), *pads, (0, 0)))
     return [
-        x[:, row : row + height : stride, column : column + width : stride]
+        x[..., row : row + height : stride, column : column + width : stride, :]
         for row in range(size) for column in range(size)
     ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    """`depthwise_conv` as a sum of shifted slices times weights, which is one fused loop."""
+    slices = _shifted(x, len(kernel), stride, pads)
+    return sum(map(jnp.multiply, slices, kernel.reshape(-1, x.shape[-1])))
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _depthwise_on_cpu(x, kernel, stride, pads), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of x and kernel: derived automatically they would be many times slower."""
+    x, kernel = saved
+    # A tap's products are added over images by a vectorised loop, and only then over pixels.
+    images = math.gcd(len(x), 8)
+    split, dy_split = (y.reshape(-1, images, *y.shape[1:]) for y in (x, dy))
+    dk = [
+        jnp.sum(sum(s[:, i] * dy_split[:, i] for i in range(images)).reshape(-1, dy.shape[-1]), 0)
+        for s in _shifted(split, len(kernel), stride, pads)
+    ]
+    dx = _depthwise_transposed(dy, kernel, stride, pads)
+    return dx[:, : x.shape[1], : x.shape[2]], jnp.stack(dk).reshape(kernel.shape)
+
+
+def _depthwise_transposed(
+    dy: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    """The gradient of `depthwise_conv`'s x [S, H, W, C], its sides rounded up to whole strides.
+
+    Of every `stride` rows of x each meets taps of its own, and so do columns: these are sums of
+    slices of dy times weights, which are then interleaved.
+    """
+    size, (rows, columns) = len(kernel), dy.shape[1:3]
+    before = [(size - 1 - pad + stride - 1) // stride for pad, _ in pads]
+    after = [(pad + stride - 1) // stride for pad, _ in pads]
+    padded = jnp.pad(dy, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+
+    def met(axis: int, phase: int) -> list[tuple[int, int]]:
+        """The taps that a phase meets, each with the first of the entries of dy that it weighs."""
+        at = phase + pads[axis][0]
+        return [(tap, before[axis] + (at - tap) // stride)
+                for tap in range(size) if (at - tap) % stride == 0]
+
+    def met_by(row_phase: int, column_phase: int) -> jax.Array:
+        return sum(
+            padded[:, top : top + rows, left : left + columns] * kernel[row, column, 0]
+            for row, top in met(0, row_phase) for column, left in met(1, column_phase)
+        )
+
+    lines = [jnp.stack([met_by(a, b) for b in range(stride)], axis=3) for a in range(stride)]
+    dx = jnp.stack(lines, axis=2)
+    return dx.reshape(len(dy), rows * stride, columns * stride, dy.shape[-1])
+
+
+_depthwise_on_cpu.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _folded_conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
