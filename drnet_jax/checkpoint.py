@@ -65,8 +65,7 @@ class Meta:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {
             "config": json.loads(self.config.to_json()),
-            "classes": list(self.classes),
-            "resolutions": list(self.resolutions),
+            "classes": list(self.classes), "resolutions": list(self.resolutions),
         }
 
     @classmethod
@@ -88,7 +87,8 @@ def preprocessing(config: Config) -> dict[str, Any]:
     """How an image becomes an input: squashed to "resize" pixels, cropped to "crop", normalised."""
     base, expected = config.resolutions[0], config.preprocessing
     return {
-        "resize": transforms.square_for(base, expected.val_crop), "crop": base,
+        "resize": transforms.square_for(base, expected.val_crop).side, "crop": base,
+        "interpolation": expected.interpolation,
         "mean": list(expected.mean), "deviation": list(expected.deviation),
     }
 

@@ -106,14 +106,13 @@ def _names(
 
 def _model(drnet: DRNet, plain: Tree, seed: int) -> dict[str, Any]:
     """{"params", "batch_stats"} with the variables of a plain network at every resolution."""
-    params, batch_stats = jax.jit(drnet.init)(jax.random.key(seed))
+    # In one program, which makes no classifier.
+    fresh = jax.jit(lambda key: [tree[PREDICTOR] for tree in drnet.init(key)])
+    params, batch_stats = fresh(jax.random.key(seed))
     shared, norms, stats = split(plain)
     return {
         "params": {
-            PREDICTOR: params[PREDICTOR], "shared": shared,
-            "norms": replicate_norms(norms, drnet.norm_keys),
+            PREDICTOR: params, "shared": shared, "norms": replicate_norms(norms, drnet.norm_keys),
         },
-        "batch_stats": {
-            PREDICTOR: batch_stats[PREDICTOR], "norms": replicate_norms(stats, drnet.norm_keys),
-        },
+        "batch_stats": {PREDICTOR: batch_stats, "norms": replicate_norms(stats, drnet.norm_keys)},
     }
