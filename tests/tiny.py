@@ -176,8 +176,10 @@ class Trainer:
         variables = variables or random_variables(self.drnet)
         put = functools.partial(jax.device_put, device=replicated(self.mesh))
         # Copies: a step donates its state.
-        params, batch_stats = put(jax.tree.map(np.copy, variables))
-        return TrainState(put(jnp.int32(0)), params, batch_stats, self._init(params))
+        (params, batch_stats), (of_params, of_stats) = (
+            put(jax.tree.map(np.copy, variables)) for _ in range(2))
+        average = {"params": of_params, "batch_stats": of_stats} if self.step.ema else None
+        return TrainState(put(jnp.int32(0)), params, batch_stats, self._init(params), average)
 
     def run(
         self, state: TrainState, batch: dict[str, np.ndarray], seed: int = 0,
