@@ -7,6 +7,7 @@ of the forms for CPUs. Axis letters are those of `drnet_jax.buckets`.
 """
 
 import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+Pads = Sequence[tuple[int, int]]  # zeros before and after, of rows and of columns
 HIGHEST = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
 
 # JAX traces a function anew for each value of it. None: where JAX computes here.
@@ -41,9 +43,16 @@ def _on_cpu() -> bool:
     return (_platform.value or jax.default_backend()) == "cpu"
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolves x [S, H, W, in] with kernel [k, k, in, out], k odd, padding (k-1)//2."""
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "symmetric") -> jax.Array:
+    """Convolves x [S, H, W, in] with kernel [k, k, in, out], k odd.
+
+    Args:
+        stride: the output is [S, ceil(H/stride), ceil(W/stride), out].
+        padding: "symmetric", (k-1)//2 on every side, as in PyTorch; or "same", TensorFlow's, which
+            for strides above 1 pads less, and more at the end than at the beginning.
+    """
     size, features = kernel.shape[0], kernel.shape[-1]
+    pads = [_pads(length, size, stride, padding) for length in x.shape[1:3]]
     if _on_cpu():
         edge = -(-min(x.shape[1:3]) // stride)
         # XLA CPU is slow at the weight gradient of 1x1 convolutions, which matrix products have
@@ -52,36 +61,69 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         # there products over flattened pixels move more bytes, and jax 0.10.1 aborts on some
         # (openxla/xla#47381).
         if size == 1 or edge < size or features >= 512:
-            return _product(x, kernel, stride)
+            return _product(x, kernel, stride, pads)
         # With few channels in and out, too: the stem of a small network runs folded.
         if stride == 2 and x.shape[-1] < 8 and features < 64:
-            return _folded_conv(x, kernel)
-    pad = (size - 1) // 2
+            return _folded_conv(x, kernel, pads)
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-def _product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: str = "symmetric"
+) -> jax.Array:
+    """Convolves each channel of x [S, H, W, C] by its own kernel [k, k, 1, C]; else as `conv`."""
+    pads = [_pads(length, kernel.shape[0], stride, padding) for length in x.shape[1:3]]
+    if _on_cpu():
+        return _weigh_shifted(x, kernel, stride, tuple(pads))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _weigh_shifted(x, kernel, stride, pads):
+    return sum(s * k for s, k in zip(_shifted(x, kernel.shape[0], stride, pads), kernel.reshape(-1, x.shape[-1])))
+
+
+def _pads(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
+    """Zeros before and after an axis of this length."""
+    total = size - 1
+    if padding == "same":
+        total = max(0, (-(-length // stride) - 1) * stride + size - length)
+    return total // 2, total - total // 2
+
+
+def _product(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """`conv` as one matrix product over patches, which for a 1x1 kernel are the pixels."""
-    patches = _patches(x, kernel.shape[0], stride)
+    patches = jnp.concatenate(_shifted(x, kernel.shape[0], stride, pads), axis=-1)
     # Two axes: with four, XLA CPU copies the operands of the weight gradient transposed.
     y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
     return y.reshape(*patches.shape[:3], kernel.shape[-1])
 
 
-def _folded_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _shifted(x: jax.Array, size: int, stride: int, pads: Pads) -> list[jax.Array]:
+    """What each of the size * size taps meets of x [S, H, W, C]: [S, H/stride, W/stride, C]."""
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    return [
+        x[:, row : row + height : stride, column : column + width : stride]
+        for row in range(size) for column in range(size)
+    ]
+
+
+def _folded_conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     """`conv` of stride 2, with pairs of columns folded into channels, which costs no copy."""
     (height, width, channels), (size, features) = x.shape[1:], (kernel.shape[0], kernel.shape[-1])
-    pad, blocks = (size - 1) // 2, (size + 1) // 2
-    left = pad % 2  # a column of zeros on this side of the kernel lets windows begin at a pair
+    (rows, (before, _)), blocks = pads, (size + 1) // 2
+    left = before % 2  # a column of zeros on this side of the kernel lets windows begin at a pair
     columns = 2 * (-(-width // 2) + blocks - 1)
-    before = pad + left
-    x = jnp.pad(x, ((0, 0), (pad, pad), (before, columns - before - width), (0, 0)))
+    before += left
+    x = jnp.pad(x, ((0, 0), rows, (before, columns - before - width), (0, 0)))
     kernel = jnp.pad(kernel, ((0, 0), (left, 1 - left), (0, 0), (0, 0)))
     return jax.lax.conv_general_dilated(
-        x.reshape(-1, height + 2 * pad, columns // 2, 2 * channels),
+        x.reshape(-1, height + sum(rows), columns // 2, 2 * channels),
         kernel.reshape(size, blocks, 2 * channels, features),
         (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
@@ -97,16 +139,6 @@ def max_pool(x: jax.Array) -> jax.Array:
         # Down the rows, then the columns: XLA CPU is slow at windows, backwards above all.
         return _max_of_three(_max_of_three(x, 1), 2)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-
-def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """[S, H, W, C] -> [S, ceil(H/stride), ceil(W/stride), size * size * C]."""
-    (height, width), pad = x.shape[1:3], (size - 1) // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    return jnp.concatenate([
-        x[:, row : row + height : stride, column : column + width : stride]
-        for row in range(size) for column in range(size)
-    ], axis=-1)
 
 
 def _max_of_three(x: jax.Array, axis: int) -> jax.Array:

@@ -14,15 +14,39 @@ from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
 from drnet_jax.models.check import call_factory, check_network, gist
 from drnet_jax.models.convnet import ConvNet
+from drnet_jax.models.mobile import (
+    EfficientNetB0,
+    EfficientNetLite0,
+    MobileNetV2,
+    MobileNetV2Tiny,
+    TFEfficientNetB0,
+    TFEfficientNetLite0,
+)
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.predictor import ClassifyingPredictor
-from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
+from drnet_jax.models.resnet import (
+    ResNet10,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
+    "resnet34": ResNet34,
     "resnet50": ResNet50,
     "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "mobilenetv2": MobileNetV2,
+    "efficientnet_b0": EfficientNetB0,
+    "tf_efficientnet_b0": TFEfficientNetB0,
+    "efficientnet_lite0": EfficientNetLite0,
+    "tf_efficientnet_lite0": TFEfficientNetLite0,
+    # Small ones, for predictors.
     "resnet10": ResNet10,
+    "mobilenetv2_tiny": MobileNetV2Tiny,
     "convnet": ConvNet,
 }
 

@@ -24,10 +24,15 @@ class BatchNorm(nn.Module):
     statistics. These are updated once a step, by `update_statistics`, from moments added over
     buckets and devices. Fewer than two values have no variance: they are normalised by the running
     statistics.
+
+    Networks mark the norm that ends a residual branch, `ends_branch`; with `zero_init` its scale
+    begins at 0, so that each block begins as its shortcut.
     """
 
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    ends_branch: bool = False
+    zero_init: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -42,7 +47,9 @@ class BatchNorm(nn.Module):
             [S, ..., channels] in `dtype`.
         """
         channels, shape = x.shape[-1], x.shape
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        begin = self.ends_branch and self.zero_init
+        scale_init = nn.initializers.zeros if begin else nn.initializers.ones
+        scale = self.param("scale", scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32).value
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32).value

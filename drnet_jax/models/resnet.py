@@ -29,7 +29,8 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
         y = nn.relu(self.norm(y, name="norm1"))
-        y = self.norm(self.conv(self.features, 3, name="conv2")(y), name="norm2")
+        y = self.conv(self.features, 3, name="conv2")(y)
+        y = self.norm(y, name="norm2", ends_branch=True)
         return nn.relu(y + shortcut(self, x, y.shape))
 
 
@@ -49,7 +50,7 @@ class Bottleneck(nn.Module):
         y = self.conv(self.features, 3, self.stride, name="conv2")(y)
         y = nn.relu(self.norm(y, name="norm2"))
         y = self.conv(self.features * self.expansion, 1, name="conv3")(y)
-        y = self.norm(y, name="norm3")
+        y = self.norm(y, name="norm3", ends_branch=True)
         return nn.relu(y + shortcut(self, x, y.shape))
 
 
@@ -64,7 +65,10 @@ def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, shape: tuple[int, ...
 class ResNet(nn.Module):
     """A residual network over images of any size, ended by global average pooling.
 
-    `width` multiplies the published numbers of channels, of which CHANNELS are the first.
+    `width` multiplies the published numbers of channels, of which CHANNELS are the first. Modules:
+    `stem_conv`, `stem_norm`; `stage1_block1` and on, each with `conv1`, `norm1`, `conv2`, `norm2`,
+    in bottlenecks `conv3`, `norm3`, and where it changes the shape `shortcut_conv`,
+    `shortcut_norm`; `head`.
     """
 
     blocks: tuple[int, ...]
@@ -84,8 +88,8 @@ class ResNet(nn.Module):
         conv = functools.partial(self.conv, dtype=self.dtype)
         width = scaled(CHANNELS, self.width)
 
-        def norm(y, name):
-            return self.norm(dtype=self.dtype, name=name)(y, train, mask)
+        def norm(y, name, **options):
+            return self.norm(dtype=self.dtype, name=name, **options)(y, train, mask)
 
         x = conv(width, 7, 2, name="stem_conv")(x)
         x = max_pool(nn.relu(norm(x, name="stem_norm")))
@@ -99,7 +103,9 @@ class ResNet(nn.Module):
 
 
 ResNet18 = functools.partial(ResNet, blocks=(2, 2, 2, 2), block=BasicBlock)
+ResNet34 = functools.partial(ResNet, blocks=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = functools.partial(ResNet, blocks=(3, 4, 6, 3), block=Bottleneck)
 ResNet101 = functools.partial(ResNet, blocks=(3, 4, 23, 3), block=Bottleneck)
+ResNet152 = functools.partial(ResNet, blocks=(3, 8, 36, 3), block=Bottleneck)
 # The paper's predictor (section 4.2): four stages of one residual basic block each.
 ResNet10 = functools.partial(ResNet, blocks=(1, 1, 1, 1), block=BasicBlock)
