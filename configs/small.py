@@ -15,12 +15,14 @@ from drnet_jax.errors import UserError
 NETWORKS = {
     "resnet50": ("resnet18", 0.25, (64, 48, 32), "convnet", 1.0, 32),
     "resnet101": ("resnet34", 0.25, (64, 48, 32), "convnet", 1.0, 32),
-    "mobilenetv2": ("mobilenetv2", 0.5, (64, 56, 48), "convnet", 0.5, 32),
+    "mobilenetv2": ("mobilenetv2", 0.5, (64, 56, 48), "mobilenetv2_tiny", 0.25, 32),
 }
+
+WORDS = ("single", "shared_norm")
 
 
 def get_config(argument: str = "resnet50") -> ConfigDict:
-    network, *words = argument.split(",", 1)
+    network, *words = argument.split(",")
     if network not in NETWORKS:
         raise UserError(f"config argument: expected {', '.join(NETWORKS)}, received {network!r}")
     config = default_beside(__file__)
@@ -47,4 +49,9 @@ def get_config(argument: str = "resnet50") -> ConfigDict:
         stage.decay_epochs = 6
     config.evaluation.batch_size = 256
     config.evaluation.every_epochs = 100
-    return override(config, words[0] if words else "")
+    if "shared_norm" in words:
+        config.classifier.resolution_aware_norm = False
+    if "single" in words:
+        config.resolutions = config.resolutions[:1]
+        config.finetune.epochs = 0
+    return override(config, ",".join(word for word in words if word not in WORDS))

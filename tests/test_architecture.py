@@ -15,7 +15,7 @@ ORDER = [
     "errors", "config", "config_check", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
     "drnet", "products", "cost", "devices", "data",
-    "checkpoint", "inference", "evaluation", "api", "train", "benchmark", "plan",
+    "checkpoint", "inference", "evaluation", "api", "train", "benchmark", "plan", "reproduce",
     "commands", "main", "__main__",
 ]
 LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7

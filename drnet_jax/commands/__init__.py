@@ -24,10 +24,11 @@ COMMANDS = {
     "plan": "what a run takes on devices that are not at hand",
     "benchmark": "images/s of training and inference",
     "drift": "programs, waiting and padding of a run whose mix drifts",
+    "reproduce": "the tables and figures of the paper",
     "prepare": "download a tfds data set and write it as ArrayRecord files",
 }
 
-TAKING_NAMES = ("predict",)  # of images, besides flags
+TAKING_NAMES = ("predict", "reproduce")  # of images, of tables and figures, besides flags
 # A disk, a quota or a limit is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

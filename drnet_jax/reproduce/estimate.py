@@ -8,8 +8,8 @@ from drnet_jax.cost import TRAINING_PASSES, Costs
 
 # Multiply-adds a second of training, and seconds that a run takes beside it to start, to compile
 # and to be evaluated: of two cores of an AMD EPYC, alone.
-KNOWN_RATE = {"mobilenetv2": 20e9}
-OTHER_RATE = 50e9
+RATE = 50e9
+RATES = {"mobilenetv2": 20e9}
 BESIDES = 30.0
 
 
@@ -19,7 +19,7 @@ class Work:
 
     steps: int
     multiply_adds: float  # of all steps, forward and backward
-    seconds: float  # as known of the machine of KNOWN_RATE
+    seconds: float  # on that machine
     left: float  # of these seconds, what is still to be done
 
 
@@ -37,7 +37,7 @@ def work(config: Config, costs: Costs, images: int, step: int, done: bool) -> Wo
     steps = config.steps(stage, images)
     an_image = TRAINING_PASSES * _forward(config, costs, stage)
     multiply_adds = an_image * config.batch_size * steps
-    training = multiply_adds / KNOWN_RATE.get(config.classifier.name, OTHER_RATE)
+    training = multiply_adds / RATES.get(config.classifier.name, RATE)
     left = 0.0 if done else BESIDES + training * (1 - step / steps)
     return Work(steps, multiply_adds, BESIDES + training, left)
 

@@ -17,6 +17,7 @@ from drnet_jax.reproduce.results import REPORT
 from drnet_jax.reproduce.scales import CONFIGS, Run, Scale, runs_of
 from drnet_jax.train.resume import differing
 
+RUNS = "runs"
 PLACES = ("init_from", "data.dir")  # keys that say where things lie, not what is trained
 
 
@@ -75,7 +76,7 @@ def jobs_of(
 
 
 def _place(folder: Path, name: str) -> Path:
-    return folder / "runs" / name
+    return folder / RUNS / name
 
 
 def config_of(run: Run, overrides: dict[str, Any]) -> Config:
@@ -90,16 +91,19 @@ def distinct(chains: Iterable[tuple[Job, ...]]) -> list[Job]:
     return list({job.run.name: job for chain in chains for job in chain}.values())
 
 
-def progress(job: Job) -> Progress:
+def progress(job: Job, images: str | None) -> Progress:
     """How far a job has come.
 
+    Args:
+        images: fingerprint of those that it is to be trained on; None: not known.
+
     Raises:
-        UserError: if its folder holds a run of another config.
+        UserError: if its folder holds a run of another config, or on other images.
     """
     meta = newest(str(job.workdir))
     if meta is None:
         return Progress()
-    _check_same(job, meta)
+    _check_same(job, meta, images)
     trained = meta.stage_end and meta.stage == job.stage
     return Progress(meta.step, trained, trained and _evaluated(job, meta.step))
 
@@ -109,10 +113,16 @@ def _evaluated(job: Job, step: int) -> bool:
     return report.exists() and json.loads(report.read_text())["checkpoint"] == step
 
 
-def _check_same(job: Job, meta: Meta) -> None:
+def _check_same(job: Job, meta: Meta, images: str | None) -> None:
+    other = "remove it, or use another --workdir"
     for key in differing(meta.config, job.config):
         if key not in PLACES:
             raise UserError(
                 f"{job.workdir}: expected a run with config.{key}={job.config.get(key)!r}, found "
-                f"one with {meta.config.get(key)!r}; remove it, or use another --workdir"
+                f"one with {meta.config.get(key)!r}; {other}"
             )
+    if images not in (None, meta.progress.fingerprint):
+        raise UserError(
+            f"{job.workdir}: expected a run on the images of {job.config.data.dir}, found one on "
+            f"others (fingerprints {images} and {meta.progress.fingerprint}); {other}"
+        )

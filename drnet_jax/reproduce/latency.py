@@ -6,6 +6,7 @@ decoding are not in it. All are measured in turns, so that all see the same mach
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,23 @@ REPEATS = 5  # turns
 class Point:
     """A trained model, tried in one way."""
 
-    workdir: str  # of its run
+    run: str  # its name
     size: int | None = None  # pixels at which all images are classified; None: where they are sent
 
 
-def measure(points: Sequence[Point]) -> dict[str, Any]:
+def measure(runs_folder: Path, points: Sequence[Point]) -> dict[str, Any]:
     """Measures all points, on validation images taken evenly over the data set.
 
     Returns:
-        {"batch_sizes": [1, B], "milliseconds" of an image: a list a batch size, of {"median",
-        "fastest", "slowest"} a point, and "environment"}; B is the models' own for evaluation.
+        {"points"; "batch_sizes": [1, B]; "milliseconds" of an image: a list a batch size, of
+        {"median", "fastest", "slowest"} a point; "environment"}. B is what the models are evaluated
+        with.
     """
-    models = {point.workdir: load(point.workdir) for point in points}
+    models = {point.run: load(runs_folder / point.run) for point in points}
     batch = max(model.config.evaluation.batch_size for model in models.values())
     images = {name: _images(model, BATCHES * batch) for name, model in models.items()}
     return {
+        "points": [dataclasses.asdict(point) for point in points],
         "batch_sizes": [1, batch],
         "milliseconds": [
             _in_turns(points, models, {name: each[:shown] for name, each in images.items()}, size)
@@ -68,8 +71,8 @@ def _in_turns(
     engines = {name: model.engine_for(size) for name, model in models.items()}
     cases = []
     for point in points:
-        shown = images[point.workdir]
-        call = _call(engines[point.workdir], point.size, shown, size)
+        shown = images[point.run]
+        call = _call(engines[point.run], point.size, shown, size)
         cases.append(timing.Case(str(point), len(shown), call))
     return [
         {

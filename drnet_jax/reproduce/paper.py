@@ -84,7 +84,7 @@ NO_ALPHA = (
     "The DRNet for which the paper gives no alpha is trained here without the regulariser, eta = 0."
 )
 SMALL, LARGE = "imagenet100", "imagenet"
-ALL, BASE = "[1×, 0.75×, 0.5×]", "[1×]"
+ALL, BASE = "[1x, 0.75x, 0.5x]", "[1x]"
 
 TABLE1 = Table(
     "table1", "Results of ResNet-50 on ImageNet-100", ("Resolutions", "RA-BN"),
@@ -102,7 +102,7 @@ TABLE1 = Table(
     ),
 )
 TABLE2 = Table(
-    "table2", "Influence of FLOPs loss", ("η", "α"),
+    "table2", "Influence of FLOPs loss", ("eta", "alpha"),
     {"Average FLOPs": "multiply_adds", "Acc": "top1"},
     tuple(
         Row((f"{eta:g}", f"{alpha:.1f}"), (flops, top1), Dynamic("resnet50", SMALL, eta, alpha))
@@ -116,7 +116,7 @@ TABLE2 = Table(
     ("The paper's network and images are those of its Table 1.",),
 )
 TABLE3 = Table(
-    "table3", "ResNet-50 and ResNet-101 results on the ImageNet-1K dataset", ("Model", "α"),
+    "table3", "ResNet-50 and ResNet-101 results on the ImageNet-1K dataset", ("Model", "alpha"),
     {"Params": "parameters", "FLOPs": "multiply_adds", "↓ FLOPs": "saved", "Acc@1": "top1",
      "Acc@5": "top5"},
     (
@@ -146,7 +146,7 @@ TABLE4 = Table(
     (
         Row(("ResNet-50-baseline",), ("25.6 M", "4.1 G", "-", "76.1%", "92.9%"),
             Single("resnet50")),
-        Row(("ResNet-50 (192×192)",), ("25.6 M", "3.0 G", "27%", "74.3%", "91.9%"),
+        Row(("ResNet-50 (192x192)",), ("25.6 M", "3.0 G", "27%", "74.3%", "91.9%"),
             Single("resnet50", size=192)),
         Row(("SSS-ResNet-50",), ("-", "2.8 G", "32%", "74.2%", "91.9%")),
         Row(("Versatile-ResNet-50",), ("11.0 M", "3.0 G", "27%", "74.5%", "91.8%")),
@@ -154,12 +154,12 @@ TABLE4 = Table(
         Row(("C-SGD70-ResNet-50",), ("-", "2.6 G", "37%", "75.3%", "92.5%")),
         Row(("DRNet-ResNet-50",), ("30.5 M", "3.7 G", "10%", "77.5%", "93.5%"),
             Dynamic("resnet50")),
-        Row(("DRNet-ResNet-50 (α = 2.0)",), ("30.5 M", "2.3 G", "44%", "75.3%", "92.2%"),
+        Row(("DRNet-ResNet-50 (alpha = 2.0)",), ("30.5 M", "2.3 G", "44%", "75.3%", "92.2%"),
             Dynamic("resnet50", LARGE, 0.2, 2.0)),
     ),
     (
         NO_ALPHA,
-        "The other methods are quoted from the paper, not run. The network of 192×192 is trained "
+        "The other methods are quoted from the paper, not run. The network of 192x192 is trained "
         "at that size here; the paper does not say whether its own is.",
     ),
 )
@@ -184,22 +184,33 @@ TABLE6 = Table(
     {"Params": "parameters", "FLOPs": "multiply_adds", "↓ FLOPs": "saved", "Acc@1": "top1"},
     (
         Row(("MobileNetV2-baseline",), ("3.5 M", "300 M", "-", "71.8%"), Single("mobilenetv2")),
-        Row(("MobileNetV2 (192×192)",), ("3.5 M", "221 M", "26%", "70.7%"),
+        Row(("MobileNetV2 (192x192)",), ("3.5 M", "221 M", "26%", "70.7%"),
             Single("mobilenetv2", size=192)),
-        Row(("MobileNetV2-0.75×",), ("2.6 M", "209 M", "30%", "69.8%"),
+        Row(("MobileNetV2-0.75x",), ("2.6 M", "209 M", "30%", "69.8%"),
             Single("mobilenetv2", width=0.75)),
         Row(("DRNet-MobileNetV2",), ("3.8 M", "283 M", "5%", "72.7%"), Dynamic("mobilenetv2")),
     ),
     (
         NO_ALPHA,
-        "The networks of 192×192 and of width 0.75 are trained as such; the paper's figures of "
+        "The networks of 192x192 and of width 0.75 are trained as such; the paper's figures of "
         "both are those of the authors of MobileNetV2.",
     ),
 )
 TABLES = {table.name: table for table in (TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE6)}
 
-# What the figures show: the images and network are those of Tables 1 and 2.
-WELL_TRAINED = Dynamic("resnet50", SMALL, 0.2, 2.5)  # of figures 1 (stage 1) and 4
-SWEPT = tuple(dict.fromkeys(
-    row.experiment for row in (*TABLE1.rows[1:2], *TABLE2.rows) if row.experiment.eta in (0.0, 0.2)
-))
+# Figure 4 is of this one, and figure 1 of its stage 1, where all resolutions are trained alike.
+WELL_TRAINED = Dynamic("resnet50", LARGE, 0.2, 2.5)
+# Figure 3: networks of one size, and DRNets by alpha.
+STATIC = (Single("resnet50"), Single("resnet50", size=192))
+SWEPT = tuple(row.experiment for row in TABLE3.rows if row.experiment.network == "resnet50")[1:]
+
+# What each needs.
+NEEDS: dict[str, tuple[Experiment, ...]] = {
+    **{
+        name: tuple(dict.fromkeys(row.experiment for row in table.rows if row.experiment))
+        for name, table in TABLES.items()
+    },
+    "figure1": (WELL_TRAINED,),
+    "figure3": (*STATIC, *SWEPT),
+    "figure4": (WELL_TRAINED,),
+}

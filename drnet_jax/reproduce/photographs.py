@@ -135,3 +135,45 @@ def _view(axis: Any, shown: Gallery, row: int, size: int) -> None:
     mark = "✓" if right else "✗"
     answer = printable(shown.classes[shown.table.answer[row, size]])
     axis.set_xlabel(f"{mark} {answer}", fontsize=7.5, color=colour, labelpad=2, parse_math=False)
+
+
+def draw_choices(path: Path, shown: Gallery, title: str) -> None:
+    """Draws figure 4: images by the resolution that the predictor chose, surest first.
+
+    Below each are the predictor's confidence in its choice and the classifier's in its answer.
+    """
+    table, sizes = shown.table, shown.resolutions
+    choice = table.scores.argmax(axis=1)
+    # Of the paper's predictor the scores are log-probabilities of choosing (`routing.SCORES`).
+    confidence = np.exp(table.scores.max(axis=1).astype(float))
+    figure = Figure(figsize=(1.42 * ROW + 1.1, 1.9 * len(sizes) + 0.6), layout="constrained")
+    axes = figure.subplots(len(sizes), ROW, squeeze=False)
+    # From small to large, as from easy to hard.
+    for line, option in zip(axes, reversed(range(len(sizes))), strict=True):
+        rows = surest(np.flatnonzero(choice == option), confidence, table.label, ROW)
+        for axis, row in zip(line, [*rows, *[None] * (ROW - len(rows))], strict=True):
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            if row is not None:
+                _choice(axis, shown, row, option, confidence[row])
+        share, relative = 100 * (choice == option).mean(), sizes[option] / sizes[0]
+        line[0].set_ylabel(
+            f"{sizes[option]} px ({relative:.3g}x)\n{share:.0f} % of the images", fontsize=9.5,
+            color=TEXT,
+        )
+    figure.suptitle(title, fontsize=11, color=TEXT)
+    figure.savefig(path, dpi=DOTS)
+
+
+def _choice(axis: Any, shown: Gallery, row: int, option: int, confidence: float) -> None:
+    """An image at the base size, its answer above, and both confidences below."""
+    table = shown.table
+    axis.imshow(shown.image(row))
+    right = bool(table.right[row, option])
+    axis.set_title(
+        f"{'✓' if right else '✗'} {printable(shown.classes[table.answer[row, option]])}",
+        fontsize=8.5, color=RIGHT if right else WRONG, parse_math=False,
+    )
+    axis.set_xlabel(
+        f"predictor {100 * confidence:.0f} %\nclass {100 * table.probability[row, option]:.0f} %",
+        fontsize=8, color=TEXT, labelpad=3,
+    )

@@ -51,8 +51,13 @@ class Result:
 
 def read(workdir: Path) -> Result:
     """What a job that is done has left."""
-    report, record = (json.loads((workdir / name).read_text()) for name in (REPORT, RECORD))
-    return Result(report, record, read_answers(workdir))
+    report = json.loads((workdir / REPORT).read_text())
+    return Result(report, read_record(workdir), read_answers(workdir))
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """Its run.json."""
+    return json.loads((workdir / RECORD).read_text())
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

@@ -1,16 +1,11 @@
 """Scales: the paper's experiments as runs, of its own size or small enough for a laptop."""
 
 import dataclasses
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from drnet_jax import config_files
-from drnet_jax.config import Config
-from drnet_jax.config_check import parse
-from drnet_jax.errors import UserError
-from drnet_jax.reproduce.paper import NETWORKS, Dynamic, Experiment, Single
+from drnet_jax.reproduce.paper import NETWORKS, Experiment, Single
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAPER_BASE = 4.1  # 1e9 multiply-adds, of which the paper's alphas are shares
@@ -36,18 +31,20 @@ class Scale:
     widths: dict[str, float]  # of the networks' configs, where that is not 1
     alpha: float  # what of the paper's is taken, in units of the paper's 1e9 multiply-adds
     images: dict[str, tuple[str, ...]]  # of the paper's data sets, words of a config's argument
+    train_images: dict[int, int]  # how many there are, by classes, where that is known beforehand
     photographs: dict[str, Any]  # keys of the config that a folder of images needs
     comparable: bool  # whether networks and images are the paper's
 
 
-# An alpha is the same share of the base's cost, 11.1 M at 64 px, as the paper's of 4.1 G.
+# An alpha is the same share of the base's cost, 11.06 M at 64 px, as the paper's of 4.1 G.
 SMALL = Scale(
     name="small",
     files={network: f"small.py:{network}" for network in NETWORKS},
     sizes={224: 64, 192: 55},
     widths={"resnet50": 0.25, "resnet101": 0.25, "mobilenetv2": 0.5},
-    alpha=0.01112 / PAPER_BASE,
+    alpha=0.01106 / PAPER_BASE,
     images={"imagenet": (), "imagenet100": ()},
+    train_images={},
     photographs={"data.crop_area": (0.5, 1.0), "data.crop_ratio": (0.75, 4 / 3)},
     comparable=False,
 )
@@ -58,6 +55,7 @@ PAPER = Scale(
     widths={},
     alpha=1.0,
     images={"imagenet": (), "imagenet100": ("imagenet100",)},
+    train_images={1000: 1_281_167, 100: 50_000},
     photographs={},
     comparable=True,
 )
@@ -97,7 +95,7 @@ def _single(
     if experiment.width != 1:
         width = experiment.width * scale.widths.get(experiment.network, 1)
         words.append(f"classifier.width={width:g}")
-        name, label = f"{name}-width{experiment.width:g}", f"{label} ×{experiment.width:g}"
+        name, label = f"{name}-width{experiment.width:g}", f"{label} x {experiment.width:g}"
     return Run(f"{name}-{size}px", _argument(scale, experiment, words), f"{label}, {size} px alone")
 
 

@@ -12,18 +12,18 @@ from drnet_jax.reproduce.paper import TABLES, UNITS, Row, Single, Table, base, n
 from drnet_jax.reproduce.results import Figures
 
 NOT_RUN, QUOTED, NONE = "not run", "quoted", "-"
-SAVED, OVER = "↓ FLOPs", "over baseline"  # columns that we add to the paper's
+SAVED, OVER = "↓ FLOPs", "Acc over baseline"  # columns that we add to the paper's
+RELATIVE = ("saved", "over")  # figures beside the baseline's
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a row's figures come from."""
+class Made:
+    """A run that makes figures, or would."""
 
     run: str  # its name
-    here: str  # what stands for the row's model
-    command: str  # that trains it; of stage 1 first, if that is another run
+    command: str  # that trains it
     seed: int
-    seconds: float | None = None  # that the run took; None: not run
+    seconds: float | None = None  # that it took; None: it is not done
     hardware: str = ""
 
 
@@ -33,21 +33,24 @@ class Line:
 
     row: Row
     ours: Figures
-    source: Source | None = None  # None: quoted
+    here: str = ""  # what stands for the row's model
+    made: tuple[Made, ...] = ()  # by which runs, the last its own; none: it is quoted
     base_top1: float | None = None  # ours, of what it is compared with
 
     @property
     def state(self) -> str:
         """Why there is no figure of ours, or "run"."""
-        if self.source is None:
+        if not self.made:
             return QUOTED
-        return NOT_RUN if self.source.seconds is None else "run"
+        return NOT_RUN if self.made[-1].seconds is None else "run"
 
     def figure(self, name: str) -> float | None:
-        """One of ours, of `columns_of`."""
-        if name != OVER:
+        """One of ours, of `columns_of`; of what others are compared with none is relative."""
+        if name in RELATIVE and _is_base(self.row):
+            return None
+        if name != "over":
             return getattr(self.ours, name)
-        if self.base_top1 is None or self.ours.top1 is None or _is_base(self.row):
+        if self.base_top1 is None or self.ours.top1 is None:
             return None
         return self.ours.top1 - self.base_top1
 
@@ -55,13 +58,13 @@ class Line:
 def columns_of(table: Table) -> dict[str, str]:
     """The paper's columns, and those that we work out of them: heads and figures."""
     added = {} if "saved" in table.columns.values() else {SAVED: "saved"}
-    return table.columns | added | {OVER: OVER}
+    return table.columns | added | {OVER: "over"}
 
 
 def printed_of(table: Table, row: Row, figure: str) -> float | None:
     """What the paper says of a row, as a number: printed, or worked out of what is printed."""
     printed = number(table.printed(row, figure))
-    if printed is not None or figure not in ("saved", OVER) or _is_base(row):
+    if printed is not None or figure not in RELATIVE or _is_base(row):
         return printed
     spent, top1 = (number(_of_base(row, name)) for name in ("multiply_adds", "top1"))
     if figure == "saved":
@@ -96,9 +99,9 @@ def markdown(table: Table, lines: Sequence[Line], heading: str, comparable: bool
     rows = [(*table.labels, "here", *columns, "run")]
     for line in lines:
         rows.append((
-            *line.row.labels, line.source.here if line.source else "",
+            *line.row.labels, line.here,
             *(_cell(table, line, figure, comparable) for figure in columns.values()),
-            line.source.run if line.source else QUOTED,
+            line.made[-1].run if line.made else QUOTED,
         ))
     added = [head for head in columns if head not in table.columns]
     return "\n".join([
@@ -125,9 +128,9 @@ def _cell(table: Table, line: Line, figure: str, comparable: bool) -> str:
             as_printed(ours, table.printed(line.row, figure)) if exactly
             else short(ours) if size else _points(figure, ours, line.ours.deviation)
         )
-        if paper is not None and (comparable or figure in ("saved", OVER)):
+        if paper is not None and (comparable or figure in RELATIVE):
             cells.append(_difference(cells, ours - paper, size))
-    elif line.state == NOT_RUN and not (figure == OVER and _is_base(line.row)):
+    elif line.state == NOT_RUN and not (figure in RELATIVE and _is_base(line.row)):
         cells.append(NOT_RUN + _between(line, figure))
     return " / ".join(cells)
 
@@ -148,7 +151,7 @@ def _points(figure: str, share: float, deviation: float | None) -> str:
     """Shares in percent: what is saved whole, accuracies to a hundredth, with their deviation."""
     if figure == "saved":
         return f"{100 * share:.0f}%"
-    if figure == OVER:
+    if figure == "over":
         return f"{100 * share:+.1f}"
     spread = f" ± {100 * deviation:.2f}" if figure == "top1" and deviation is not None else ""
     return f"{100 * share:.2f}{spread}%"
@@ -172,13 +175,10 @@ def _between(line: Line, figure: str) -> str:
 
 def _commands(lines: Sequence[Line]) -> list[str]:
     """The runs that lines are of, once each, with the command line that repeats it."""
-    sources = {line.source.run: line.source for line in lines if line.source}
     text = []
-    for source in sources.values():
-        took = NOT_RUN if source.seconds is None else (
-            f"{duration(source.seconds)} on {source.hardware}"
-        )
-        text.append(f"# {source.run}: seed {source.seed}, {took}\n{source.command}")
+    for run in {made.run: made for line in lines for made in line.made}.values():
+        took = NOT_RUN if run.seconds is None else f"{duration(run.seconds)} on {run.hardware}"
+        text.append(f"# {run.run}: seed {run.seed}, {took}\n{run.command}")
     return ["```sh", "\n\n".join(text), "```", ""]
 
 
@@ -187,7 +187,7 @@ def csv_text(table: Table, lines: Sequence[Line]) -> str:
     columns = columns_of(table)
     fields = [
         *table.labels, "state", "here",
-        *(f"{name}_{of}" for name in map(_field, columns.values())
+        *(f"{name}_{of}" for name in columns.values()
           for of in ("paper", "ours", "difference")),
         "deviation", "least", "most", "run", "seed", "seconds", "hardware", "command",
     ]
@@ -198,17 +198,17 @@ def csv_text(table: Table, lines: Sequence[Line]) -> str:
         row: dict[str, Any] = dict(zip(table.labels, line.row.labels, strict=True))
         row |= {"state": line.state, "deviation": line.ours.deviation}
         row |= dict(zip(("least", "most"), line.ours.between or (), strict=False))
-        row |= dataclasses.asdict(line.source) if line.source else {}
+        row["here"] = line.here
+        if line.made:
+            row |= dataclasses.asdict(line.made[-1])
+            row["command"] = " && ".join(made.command for made in line.made)
         for figure in columns.values():
             paper, ours = printed_of(table, line.row, figure), line.figure(figure)
             known = {"paper": paper, "ours": ours}
             if paper is not None and ours is not None:
                 known["difference"] = ours - paper
-            row |= {f"{_field(figure)}_{of}": f"{value:.10g}" for of, value in known.items()
+            row |= {f"{figure}_{of}": f"{value:.10g}" for of, value in known.items()
                     if value is not None}
         writer.writerow(row)
     return file.getvalue()
 
-
-def _field(figure: str) -> str:
-    return figure.replace(" ", "_")

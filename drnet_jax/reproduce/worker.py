@@ -12,7 +12,6 @@ import os
 import select
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,10 @@ def _run(job: dict[str, Any]) -> None:
 def _time(job: dict[str, Any]) -> None:
     """Measures latencies."""
     _watch(lambda: None)
-    found = latency.measure([latency.Point(**point) for point in job["points"]])
-    results.write(Path(job["path"]), found | {"processor": processor()})
+    points = [latency.Point(**point) for point in job["points"]]
+    found = latency.measure(Path(job["runs"]), points)
+    found["environment"] |= {"processor": processor()}
+    results.write(Path(job["path"]), found)
 
 
 WORK: dict[str, Callable[[dict[str, Any]], None]] = {"run": _run, "time": _time}
