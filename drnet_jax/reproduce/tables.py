@@ -130,7 +130,7 @@ def _cell(table: Table, line: Line, figure: str, comparable: bool) -> str:
         )
         if paper is not None and (comparable or figure in RELATIVE):
             cells.append(_difference(cells, ours - paper, size))
-    elif line.state == NOT_RUN and not (figure in RELATIVE and _is_base(line.row)):
+    elif line.state != QUOTED and not (figure in RELATIVE and _is_base(line.row)):
         cells.append(NOT_RUN + _between(line, figure))
     return " / ".join(cells)
 
