@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,10 +34,10 @@ class Job:
     @property
     def command(self) -> str:
         """The command line that trains the same."""
+        config = os.path.relpath(CONFIGS / self.run.config)  # to be called from where we are
         flags = [f"--config.{key}={value}" for key, value in self.overrides.items()]
         return shlex.join([
-            "drnet", "train", f"--config=configs/{self.run.config}", f"--workdir={self.workdir}",
-            *flags,
+            "drnet", "train", f"--config={config}", f"--workdir={self.workdir}", *flags
         ])
 
     @property
@@ -81,7 +82,7 @@ def _place(folder: Path, name: str) -> Path:
 
 def config_of(run: Run, overrides: dict[str, Any]) -> Config:
     """The config of a run, with `overrides` by dotted key."""
-    values = config_files.load(f"{CONFIGS}/{run.config}")
+    values = config_files.load(str(CONFIGS / run.config))
     values.update_from_flattened_dict(overrides)
     return parse(values)
 

@@ -85,9 +85,8 @@ def _found(study: Study, item: Item) -> str:
     shown = [policies["routed"]] if routed else [
         policies[f"fixed {size}"] for size in item.costs.resolutions
     ]
-    figures = ", ".join(
-        f"{100 * row['top1']:.2f} % at {row['multiply_adds'] / base:.2f} of the base's cost"
-        for row in shown
+    found = ", ".join(
+        f"{100 * row['top1']:.2f} % at {row['multiply_adds'] / base:.2f}" for row in shown
     )
     took = duration(result.record["seconds"])
-    return f"{item.job.run.label}: {figures}; {took}"
+    return f"{item.job.run.label}: {found} of the base's cost; {took}"

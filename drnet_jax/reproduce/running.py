@@ -124,6 +124,6 @@ def last_record(workdir: Path) -> dict[str, Any] | None:
             record = json.loads(line)
         except ValueError:  # cut off by the seek
             continue
-        if record.get("kind") in ("train", "validation"):
+        if record.get("kind") == "train":
             return record
     return None
