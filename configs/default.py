@@ -80,8 +80,8 @@ def get_config(argument: str = "") -> ConfigDict:
             "decay_epochs": 20.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
             "label_smoothing": 0.0,  # share of a label's weight spread over all classes
-            "distillation": 0.0,  # how far all but the base learn the teacher, not labels: 0-1
-            "teacher": "base",  # the base's answers, or the "ensemble": all resolutions' mean
+            "distillation": 0.0,  # how far the teacher's answers are learnt, not labels: 0 to 1
+            "teacher": "base",  # the base, of the others; "ensemble": the mean of all, of all
             "mixup": 0.0,  # alpha of the Beta by which images and labels are mixed; 0: no
             "cutmix": 0.0,  # alpha of the Beta by which boxes are pasted; both: either in turn
         },

@@ -18,11 +18,12 @@ from drnet_jax.inference.engine import (
 )
 from drnet_jax.ops import traced_for
 from drnet_jax.resolutions import only
+from drnet_jax.train.finetune_step import FinetuneStep
 from drnet_jax.train.objectives import OutcomeObjective
 from drnet_jax.train.optimizer import make_optimizer
+from drnet_jax.train.pretrain_step import PretrainStep
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import create_state
-from drnet_jax.train.step import FinetuneStep, PretrainStep
 from tests.tiny import OBJECTIVE, mesh_of, tiny_config
 
 # A bottleneck has 1x1 convolutions, the stem of the predictor 3 channels: both have forms for CPUs.
@@ -59,10 +60,10 @@ def programs(which):
         "dense": ("finetune", GUMBEL, "dense"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
-    shared = drnet, make_optimizer(config, stage, 1), mesh, Programs()
-    step = PretrainStep(*shared, distillation=0.5) if stage == "pretrain" else FinetuneStep(
+    shared = drnet, make_optimizer(config, stage, 1), 0.0, mesh, Programs()
+    step = PretrainStep(*shared, config.pretrain) if stage == "pretrain" else FinetuneStep(
         *shared, objective, Sizes(4, 0), dense=estimator == "dense")
-    state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer), KEY)
+    state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer, step.ema), KEY)
     if which != "inference":
         return list(step.all_programs(state, BATCH, [[4], [8]]))
     trees = state.params, state.batch_stats

@@ -17,8 +17,9 @@ from drnet_jax.devices import AXIS, per_device, put_batch
 from drnet_jax.drnet import DRNet
 from drnet_jax.ops import conv
 from drnet_jax.train import device as device_step
+from drnet_jax.train import passes
+from drnet_jax.train.base_step import run_buckets
 from drnet_jax.train.objectives import OutcomeObjective
-from drnet_jax.train.step import run_buckets
 from tests.tiny import (
     CLASSES,
     OBJECTIVE,
@@ -51,7 +52,7 @@ class Device:
         # Float images, so that garbage need not fit into uint8.
         self.batch = random_batch(self.batch_size)
         self.batch["image"] = self.batch["image"].astype(np.float32)
-        self.dense_program = self._program(functools.partial(device_step.add_dense, self.drnet))
+        self.dense_program = self._program(functools.partial(passes.add_dense, self.drnet, 0.0))
         self.bucket_program = functools.cache(lambda index, size: self._program(
             functools.partial(
                 device_step.add_bucket, self.drnet, device_step.Bucket(index, size))))

@@ -41,7 +41,9 @@ class Scale:
 # differ more between the resolutions of drawn shapes than of photographs, and eta is to match them.
 SMALL = Scale(
     name="small",
-    files={network: f"small.py:{network}" for network in NETWORKS},
+    files={"resnet50": "small.py:"} | {
+        network: f"small.py:{network}" for network in ("resnet101", "mobilenetv2")
+    },
     sizes={224: 64, 192: 55},
     widths={"resnet50": 0.25, "resnet101": 0.25, "mobilenetv2": 0.5},
     alpha=0.01106 / PAPER_BASE,

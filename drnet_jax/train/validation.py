@@ -34,7 +34,7 @@ class Validation:
 
     def __call__(self, stage: str, state: TrainState) -> dict[str, Any]:
         """What metrics.jsonl records, and checkpoints keep; "top1" ranks these."""
-        self._engine.load(state.params, state.batch_stats)
+        self._engine.load(**state.model)
         costs = self._costs
         table = tabulate(self._engine, host_batches(
             self._engine, self._source, self._config.data,

@@ -1,0 +1,41 @@
+"""Images without labels: whatever lies below a folder."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from drnet_jax.data.folder import images_below
+from drnet_jax.errors import UserError
+
+
+class UnlabelledSource:
+    """The images anywhere below a folder, as a `Source` of one class, sorted by path."""
+
+    classes = ("",)
+
+    def __init__(self, directory: str):
+        """Lists the folder; raises UserError if it cannot be read or holds no image."""
+        paths, self.notes = images_below(directory)
+        if not paths:
+            raise UserError(f"{directory}: expected images in this folder, found none")
+        self._root = directory
+        self._names = [os.path.relpath(path, directory) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        try:
+            with open(self.key(index), "rb") as file:
+                return {"image": file.read(), "label": 0}
+        except OSError as error:
+            raise UserError(f"cannot read the image: {error.strerror}") from error
+
+    def key(self, index: int) -> str:
+        return os.path.join(self._root, self._names[index])
+
+    @property
+    def fingerprint(self) -> str:
+        names = "\0".join(self._names).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names).hexdigest()[:16]
