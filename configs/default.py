@@ -22,8 +22,8 @@ def get_config(argument: str = "") -> ConfigDict:
         "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
         "init_from": "",  # workdir of a run, or of an import, whose weights to begin with; "": none
         "data": {
-            "name": "imagenet2012",  # a tfds data set, or "folder" (train/<class>/*, val/<class>/*)
-            "dir": "",  # where it lies; "" is tfds's own default directory
+            "name": "imagenet2012",  # tfds data set, "folder", or "records" (converted Parquet)
+            "dir": "",  # where it lies (folder: train/<class>/*, val/<class>/*); "": tfds's default
             "train_split": "train",  # tfds split, or folder, to train on
             "val_split": "validation",  # tfds split, or folder, to evaluate on
             "classes": "",  # a file of the classes to keep, one a line; "imagenet100"; "": all

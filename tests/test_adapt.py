@@ -267,7 +267,7 @@ def test_half_a_class_file_is_refused(single, images, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("class0\n")
     assert runs.call(*flags(single, images, "--resolutions", "16", "--classes", str(names))) == 2
-    assert "--classes: expected two or more different class names" in capsys.readouterr().err
+    assert "names 1, and two are needed at least" in capsys.readouterr().err
 
 
 # --- Statistics taken anew -----------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_a_set_of_norms_for_all_becomes_one_for_each(images, tmp_path, capsys):
 
 def test_statistics_are_those_of_all_images(adapted, images):
     """Of the first norm, which sees what the weights make of the images, worked out in numpy."""
-    meta, params, stats = read(str(adapted))
+    meta, (params, stats) = read(str(adapted))
     engine = make_engine(meta, 8)
     source = FolderSource(str(images), "train", "train")
     found = statistics(engine, params, stats, source, meta)

@@ -250,15 +250,15 @@ def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
                      rows[0]["filename"]) == 0
     out, err = capsys.readouterr()
     one, two, same = map(json.loads, out.splitlines())
-    assert one["label"] == same["label"] == rows[0]["prediction"]
+    assert one["label"] == one["name"] == same["label"] == rows[0]["prediction"]
     assert "cannot be decoded" in two["error"] and "label" not in two
     assert "passed over 1 file that is no image (.txt): three.txt" in err
     assert "1 of 3 images could not be read" in err
     assert runs.call("predict", "--workdir", str(evaluated), "--format=csv",
                      rows[0]["filename"]) == 0
     header, line = csv.reader(capsys.readouterr().out.splitlines())
-    assert header == ["image", "label", "probability", "network", "resolution", "multiply_adds",
-                      "error"]
+    assert header == ["image", "label", "name", "probability", "network", "resolution",
+                      "multiply_adds", "error"]
     assert dict(zip(header, line, strict=True))["label"] == rows[0]["prediction"]
 
 

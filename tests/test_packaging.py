@@ -81,9 +81,10 @@ def test_every_import_is_a_requirement():
         for name in imports(path) - set(sys.stdlib_module_names) - {"drnet_jax"}
         if declared.isdisjoint(map(canonicalize_name, distributions.get(name, [])))
     }
-    # PyTorch is the benchmark's, on request.
+    # PyTorch is the benchmark's, and pyarrow that of converting Parquet files, on request.
     assert undeclared <= {
         f"{TORCH_MODULE.replace('.', '/')}.py: torch", "drnet_jax/benchmark/cases.py: torch",
+        "drnet_jax/data/parquet.py: pyarrow",
     }
 
 

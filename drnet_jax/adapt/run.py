@@ -16,7 +16,7 @@ from drnet_jax.checkpoint import Checkpoints, Meta, Progress, open_existing, pre
 from drnet_jax.config import STAGES, Config
 from drnet_jax.config_check import parse
 from drnet_jax.data.loader import check_source, train_batches
-from drnet_jax.data.sources import Source
+from drnet_jax.data.protocol import Source
 from drnet_jax.devices import Programs, check_batch, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError

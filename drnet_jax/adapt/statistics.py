@@ -17,14 +17,15 @@ from jax.sharding import PartitionSpec as P
 
 from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
 from drnet_jax.cost import model_costs
-from drnet_jax.data.sources import Source
+from drnet_jax.data.protocol import Source
 from drnet_jax.devices import AXIS, Program, data_mesh, put_batch
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.evaluation.table import host_batches, tabulate
 from drnet_jax.inference.engine import Engine
 from drnet_jax.models.norm import update_statistics
-from drnet_jax.resolutions import SHARED_NORM, only
+from drnet_jax.resolutions import only
+from drnet_jax.transfer import Knowledge, Variables, set_norms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +74,14 @@ def recalibrate(
         raise UserError(
             f"--data: expected at least {2 * batch_size} images, received {len(source)}"
         )
-    meta, params, batch_stats = _read(workdir)
+    meta, (params, batch_stats) = _read(workdir)
     engine = _engine(meta, batch_size)
-    params, batch_stats = (
-        _of_each_resolution(engine.drnet, tree) for tree in (params, batch_stats)
-    )
     order = np.random.default_rng(seed).permutation(len(source))
     new = batch_stats | {"norms": statistics(
-        engine, params, batch_stats, Some(source, order[:half]), meta
+        engine, params, batch_stats, Part(source, order[:half]), meta
     )}
     before, after = (
-        _top1(engine, params, stats, Some(source, order[half : 2 * half]), meta)
+        _top1(engine, params, stats, Part(source, order[half : 2 * half]), meta)
         for stats in (batch_stats, new)
     )
     verdicts = [
@@ -99,7 +97,7 @@ def recalibrate(
 
 
 @dataclasses.dataclass(frozen=True)
-class Some:
+class Part:
     """Some of the examples of a `Source`, by their places in it."""
 
     source: Source
@@ -154,8 +152,8 @@ def statistics(
     }
 
 
-def _read(workdir: str) -> tuple[Meta, Tree, Tree]:
-    """Meta, for norms of each resolution, and (params, batch_stats) of the newest checkpoint."""
+def _read(workdir: str) -> tuple[Meta, Variables]:
+    """The newest checkpoint, as one with norms of each resolution."""
     reading = open_existing(workdir)
     try:
         meta = reading.meta(reading.latest())
@@ -169,22 +167,14 @@ def _read(workdir: str) -> tuple[Meta, Tree, Tree]:
         reading.close()
     own = dataclasses.replace(meta.config.classifier, resolution_aware_norm=True)
     config = dataclasses.replace(meta.config, classifier=own)
-    return dataclasses.replace(meta, config=config), *variables
+    was, now = (Knowledge(each, meta.classes).norm_keys for each in (meta.config, config))
+    return dataclasses.replace(meta, config=config), set_norms(variables, was[0], now)
 
 
 def _engine(meta: Meta, batch_size: int) -> Engine:
     classes = len(meta.classes)
     drnet = DRNet.from_config(meta.config, classes)
     return Engine(drnet, model_costs(meta.config, classes), batch_size)
-
-
-def _of_each_resolution(drnet: DRNet, tree: Tree) -> Tree:
-    """params or batch_stats with norms of each resolution, where all may have shared one set."""
-    norms = tree["norms"]
-    return tree | {"norms": {
-        key: norms[key] if key in norms else jax.tree.map(jnp.copy, norms[SHARED_NORM])
-        for key in drnet.norm_keys
-    }}
 
 
 def _top1(

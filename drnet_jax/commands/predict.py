@@ -12,7 +12,7 @@ from absl import flags
 from drnet_jax.api import load
 from drnet_jax.commands.shared import announce_devices, define_classes, define_workdir
 from drnet_jax.config import GIGA
-from drnet_jax.data.folder import images_below
+from drnet_jax.data.listing import images_below
 from drnet_jax.errors import UserError
 from drnet_jax.inference.predict import Answer
 

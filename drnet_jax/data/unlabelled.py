@@ -1,11 +1,11 @@
 """Images without labels: whatever lies below a folder."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from drnet_jax.data.folder import images_below
+from drnet_jax.data.index import fingerprint_of, joined
+from drnet_jax.data.listing import images_below
 from drnet_jax.errors import UserError
 
 
@@ -37,5 +37,4 @@ class UnlabelledSource:
 
     @property
     def fingerprint(self) -> str:
-        names = "\0".join(self._names).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names).hexdigest()[:16]
+        return fingerprint_of(joined(self._names))

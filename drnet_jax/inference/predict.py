@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.data import transforms
+from drnet_jax.data.imagenet import class_words
 from drnet_jax.devices import cores
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
@@ -28,6 +29,7 @@ class Answer:
 
     image: Name  # the file, or else the image's position among those given
     label: str | None  # the most probable class; None with an `error`
+    name: str | None  # that class in words, if it is an ImageNet synset; else as `label`
     probability: float | None  # of that class
     network: str | None  # that answered: "classifier" or "predictor"
     resolution: int | None  # at which that saw the image, in pixels
@@ -63,7 +65,7 @@ def predict(
             if isinstance(image, UserError):
                 if not skip_errors:
                     raise image
-                ready[ticket] = Answer(name, *[None] * 5, str(image))
+                ready[ticket] = Answer(name, *[None] * 6, str(image))
                 continue
             names[ticket] = name
             rows.append(image)
@@ -108,10 +110,11 @@ def _answered(
     """Answers by ticket; their names are taken out of `names`."""
     best, probability = answers.log_p.argmax(axis=1), np.exp(answers.log_p.max(axis=1))
     network, resolution = engine.drnet.answering(answers.option)
-    multiply_adds = int(engine.costs.routed[answers.option])
+    multiply_adds, words = int(engine.costs.routed[answers.option]), class_words(classes)
     return {
         ticket: Answer(
-            names.pop(ticket), classes[label], share, network, resolution, multiply_adds
+            names.pop(ticket), classes[label], words[label], share, network, resolution,
+            multiply_adds,
         )
         for ticket, label, share in zip(
             answers.tickets.tolist(), best.tolist(), probability.tolist(), strict=True

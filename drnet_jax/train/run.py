@@ -13,6 +13,7 @@ from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import model_costs
 from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source, resolve_classes
+from drnet_jax.data.subset import write_classes
 from drnet_jax.devices import Programs, check_batch, data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
@@ -103,6 +104,7 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     )
     if jax.process_index() == 0:
         (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
+        write_classes(Path(workdir) / "classes.txt", source.classes)
     telemetry.open(resumed.step if resumed else 0)
     data = config.data
     for line in (
