@@ -44,9 +44,9 @@ def get_config(argument: str = "") -> ConfigDict:
     # Of the resolution that ran alone, "selected" learns too little in so few epochs.
     config.router.gumbel.estimator = "dense"
     config.router.gumbel.alpha = 0.00675  # of 0.0111 at 64 pixels: the paper's 2.5 of 4.1
-    config.router.gumbel.eta = 1.0
+    config.router.gumbel.eta = 2.0
     config.budget = 0.0
-    config.optimizer.predictor_rate = 0.1
+    config.optimizer.predictor_rate = 0.3
     config.optimizer.clip_norm = 1.0
     config.pretrain.epochs = 8
     config.pretrain.learning_rate = 0.1

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
-from drnet_jax.reproduce import estimate, figures, jobs, photographs, report, reproduce, running
-from drnet_jax.reproduce import paper, worker
-from drnet_jax.reproduce.estimate import duration
+from drnet_jax.reproduce import (
+    jobs,
+    paper,
+    report,
+    reproduce,
+    running,
+    tables,
+    worker,
+)
 from drnet_jax.reproduce.paper import NEEDS, Dynamic, Single
 from drnet_jax.reproduce.running import Display
 from drnet_jax.reproduce.scales import PAPER, SMALL, Run, runs_of
@@ -79,8 +85,8 @@ def test_the_papers_own_runs():
 
 
 def test_an_alpha_of_the_small_scale_is_the_papers_share_of_the_base(tmp_path):
-    from drnet_jax.cost import model_costs
-    (_, job), = jobs.jobs_of(SMALL, [Dynamic("resnet50", eta=0.2, alpha=2.0)], tmp_path, {}).values()
+    drnet = Dynamic("resnet50", eta=0.2, alpha=2.0)
+    job = jobs.jobs_of(SMALL, [drnet], tmp_path, {})[drnet][-1]
     base = model_costs(job.config, 12).classifier[0]
     assert 1e9 * job.config.router.gumbel.alpha / base == pytest.approx(2.0 / 4.1, rel=1e-3)
 
@@ -160,7 +166,7 @@ def test_how_far_a_job_has_come(done):
     nowhere = dataclasses.replace(job, workdir=job.workdir / "none")
     assert jobs.progress(nowhere, None) == jobs.Progress()
     longer = dataclasses.replace(job.config.pretrain, epochs=4.0)
-    with pytest.raises(UserError, match="pretrain.epochs=4.0"):
+    with pytest.raises(UserError, match=r"pretrain\.epochs=4\.0"):
         jobs.progress(dataclasses.replace(
             job, config=dataclasses.replace(job.config, pretrain=longer)), None)
 
@@ -227,3 +233,46 @@ def test_a_job_that_fails_is_told_in_a_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="log: ended with status 1, saying KeyError: 'fly'"):
         running.run({"kind": "fly"}, tmp_path, tmp_path / "log", lambda: None)
+
+
+# The paper rounds MobileNetV2's 300,774,272 multiply-adds down, as the authors of MobileNetV2 do.
+ROUNDED = {("MobileNetV2-baseline", "300 M / 301 M / +1 M")}
+
+
+def test_costs_agree_with_the_paper_without_imagenet(tmp_path, capsys, monkeypatch):
+    def missing(data, training):
+        raise UserError(f"no {data.name} here")
+
+    monkeypatch.setattr("drnet_jax.reproduce.study.open_source", missing)
+    names = ["table4", "table6"]  # ResNet-101, which takes long to trace, is in the next test
+    workdir = tmp_path / "study"
+    assert runs.call("reproduce", *names, "--scale=paper", "--workdir", str(workdir)) == 0
+    out = capsys.readouterr().out
+    assert "10 runs" in out and "imagenet-resnet50-eta0.2-alpha2" in out
+    assert out.splitlines()[-1] == "not run, as the images are not at hand: no imagenet2012 here"
+    assert not (workdir / "runs").exists()
+    compared = set()
+    for name in names:
+        table = paper.TABLES[name]
+        lines = (workdir / f"{name}.md").read_text().splitlines()
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines
+                if line.startswith("| ")][1:]
+        first = len(table.labels) + 1
+        for row, (label, *cells) in zip(table.rows, rows, strict=True):
+            if row.experiment is None:
+                continue
+            sizes = cells[first - 1], cells[first]  # parameters, multiply-adds
+            compared |= {(label, cell) for cell in sizes}
+            assert "not run" in cells[first + 2]  # of an accuracy nothing is said
+    wrong = {each for each in compared if not re.search(r"/ 0$|not run \(", each[1])}
+    assert wrong == ROUNDED
+    assert len(compared) == 16
+
+
+def test_the_costs_of_resnet101_agree_with_the_paper(tmp_path):
+    config = jobs.config_of(runs_of(PAPER, Single("resnet101"))[0], {})
+    costs = model_costs(config, 1000)
+    assert tables.as_printed(costs.classifier[0], "7.8 G") == "7.8 G"
+    assert tables.as_printed(costs.parameters.classifier, "44.5 M") == "44.5 M"
+    # Of both the paper prints 49.4 M, which is the sum of its rounded parts, 44.5 and 4.9.
+    assert costs.parameters.classifier + costs.parameters.predictor == 49_455_465

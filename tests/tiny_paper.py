@@ -19,7 +19,7 @@ TINY = {
 
 
 def get_config(argument: str) -> ConfigDict:
-    network, *words = argument.split(",")
+    _, *words = argument.split(",")
     config = default_beside(str(Path(__file__).parents[1] / "configs" / "default.py"))
     config.update_from_flattened_dict(TINY)
     config.classifier.resolution_aware_norm = "shared_norm" not in words

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from drnet_jax import ops
 from drnet_jax.data import transforms
+from drnet_jax.data.imagenet import class_words
 from drnet_jax.data.sources import Source
 from drnet_jax.evaluation.pictures import printable
 from drnet_jax.evaluation.table import Table
@@ -42,7 +43,7 @@ def gallery(
         decoded = transforms.decode(encoded)
         return transforms.resize_and_centre_crop(decoded, square, resolutions[0])
 
-    return Gallery(table, resolutions, source.classes, image)
+    return Gallery(table, resolutions, class_words(source.classes), image)
 
 
 def smallest_right(right: np.ndarray) -> np.ndarray:
@@ -77,9 +78,11 @@ def draw_smallest(path: Path, shown: Gallery, title: str) -> None:
     table, sizes = shown.table, shown.resolutions
     right = table.right[:, : len(sizes)]
     smallest = smallest_right(right)
-    figure = Figure(figsize=(1.25 * GROUP * len(sizes) + 1.2, 1.42 * len(sizes) + 1.3))
+    width, height = 1.25 * GROUP * len(sizes) + 1.2, 1.42 * len(sizes) + 1.4
+    figure = Figure(figsize=(width, height))
     outer = figure.add_gridspec(
-        1, len(sizes), wspace=0.1, left=0.09, right=0.99, bottom=0.04, top=0.78
+        1, len(sizes), wspace=0.1, left=1 / width, right=1 - 0.1 / width, bottom=0.3 / height,
+        top=1 - 1.15 / height,
     )
     # From easy to hard, and from small to large.
     for group, needed in enumerate(reversed(range(len(sizes)))):
@@ -103,8 +106,8 @@ def draw_smallest(path: Path, shown: Gallery, title: str) -> None:
                 )
         for axis, row in zip(axes[0], rows, strict=False):
             name = printable(shown.classes[table.label[row]])
-            axis.set_title(name, fontsize=8.5, weight="bold", color=TEXT, parse_math=False)
-    figure.suptitle(title, fontsize=11, color=TEXT, y=0.985)
+            axis.set_title(name, fontsize=8, color=TEXT, pad=4, parse_math=False)
+    figure.suptitle(title, fontsize=11.5, color=TEXT, y=1 - 0.08 / height, va="top")
     figure.savefig(path, dpi=DOTS)
 
 
@@ -117,9 +120,11 @@ def _needs(sizes: Sequence[int], needed: int) -> str:
 def _group_title(figure: Figure, axes: np.ndarray, first: str, second: str) -> None:
     left, right = axes[0, 0].get_position().x0, axes[0, -1].get_position().x1
     top = axes[0, 0].get_position().y1
-    middle = (left + right) / 2
-    figure.text(middle, top + 0.105, first, ha="center", fontsize=10, weight="bold", color=TEXT)
-    figure.text(middle, top + 0.065, second, ha="center", fontsize=8.5, color=TEXT)
+    middle, inch = (left + right) / 2, 1 / figure.get_figheight()
+    figure.text(
+        middle, top + 0.54 * inch, first, ha="center", fontsize=10.5, weight="bold", color=TEXT
+    )
+    figure.text(middle, top + 0.34 * inch, second, ha="center", fontsize=9, color=TEXT)
 
 
 def _view(axis: Any, shown: Gallery, row: int, size: int) -> None:

@@ -120,5 +120,6 @@ def heading(study: Study) -> str:
     return (
         f"On {where}, with small networks in the place of the paper's (column *here*): it is the "
         "shape of the table that can be compared, savings and accuracies over the baseline, and "
-        "not the figures themselves."
+        "not the figures themselves. An alpha is the same share of the base's cost as the paper's, "
+        f"an eta is {study.scale.eta:g} times the paper's."
     )

@@ -148,9 +148,9 @@ def as_printed(value: float, printed: str) -> str:
 
 
 def _points(figure: str, share: float, deviation: float | None) -> str:
-    """Shares in percent: what is saved whole, accuracies to a hundredth, with their deviation."""
+    """Shares in percent: what is saved to a tenth, accuracies to a hundredth with a deviation."""
     if figure == "saved":
-        return f"{100 * share:.0f}%"
+        return f"{100 * share:.1f}%"
     if figure == "over":
         return f"{100 * share:+.1f}"
     spread = f" ± {100 * deviation:.2f}" if figure == "top1" and deviation is not None else ""
