@@ -36,6 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "preprocessing": {  # of pixels from 0 to 255: what the weights expect
             "mean": (123.675, 116.28, 103.53),  # subtracted, of red, green and blue
             "deviation": (58.395, 57.12, 57.375),  # divided by
+            "interpolation": "bilinear",  # of resizing, antialiased: "bilinear" or "bicubic"
             "val_crop": 0.875,  # share of a side that the central crop keeps in validation
         },
         "classifier": {

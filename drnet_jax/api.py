@@ -22,6 +22,7 @@ from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source
+from drnet_jax.data.transforms import Square
 from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
@@ -126,11 +127,15 @@ class Model:
         return self.measure(self.source(folder), budget).report
 
     def source(self, folder: str | os.PathLike | None = None) -> Source:
-        """The labelled images that `evaluate` measures the model on; UserError as there."""
+        """The labelled images that `evaluate` measures the model on; UserError as there.
+
+        Where it answers among some classes only, images of others are left out.
+        """
         data = self.config.data
         if folder is not None:
             data = dataclasses.replace(data, name="folder", dir=os.fspath(folder))
-        return open_source(data, training=False, classes=self.classes)
+        part = self.classes != self.meta.classes
+        return open_source(data, training=False, classes=self.classes, leave_out=part)
 
     def measure(self, source: Source, budget: float | None = None) -> Evaluation:
         """`evaluate` on an open source, with all that was found of each image."""
@@ -157,9 +162,9 @@ class Model:
         return self.meta.stage == STAGES[-1] or self.costs.classifies
 
     @property
-    def square(self) -> int:
-        """What images are resized to, before the base size is cropped, in pixels."""
-        return self.meta.preprocessing["resize"]
+    def square(self) -> Square:
+        """What images are squashed to before the base size is cropped."""
+        return Square.of(self.meta.preprocessing)
 
     @property
     def price(self) -> float | None:
@@ -172,7 +177,8 @@ class Model:
     def _price(self, budget: float) -> float | None:
         if not budget or len(self.costs.options) == 1:
             return 0.0
-        if self._priced is None or (self.costs.classifies and self.classes != self.meta.classes):
+        part = len(self.classes) < len(self.meta.classes)
+        if self._priced is None or (part and self.costs.classifies):
             return None
         if math.isclose(budget, self._priced.config.budget * GIGA):
             return self._priced.metrics["price"]

@@ -30,6 +30,7 @@ class Data:
 class Preprocessing:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    interpolation: str
     val_crop: float
 
 

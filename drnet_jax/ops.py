@@ -7,6 +7,7 @@ of the forms for CPUs. Axis letters are those of `drnet_jax.buckets`.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -76,15 +77,12 @@ def depthwise_conv(
     """Convolves each channel of x [S, H, W, C] by its own kernel [k, k, 1, C]; else as `conv`."""
     pads = [_pads(length, kernel.shape[0], stride, padding) for length in x.shape[1:3]]
     if _on_cpu():
-        return _weigh_shifted(x, kernel, stride, tuple(pads))
+        # XLA CPU convolves one group of channels after the other, by naive loops.
+        return _depthwise_on_cpu(x, kernel, stride, tuple(pads))
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
-
-
-def _weigh_shifted(x, kernel, stride, pads):
-    return sum(s * k for s, k in zip(_shifted(x, kernel.shape[0], stride, pads), kernel.reshape(-1, x.shape[-1])))
 
 
 def _pads(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
@@ -104,13 +102,75 @@ def _product(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Ar
 
 
 def _shifted(x: jax.Array, size: int, stride: int, pads: Pads) -> list[jax.Array]:
-    """What each of the size * size taps meets of x [S, H, W, C]: [S, H/stride, W/stride, C]."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    """What each of the size * size taps meets: of x [..., H, W, C] every stride-th pixel."""
+    height, width = x.shape[-3:-1]
+    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), *pads, (0, 0)))
     return [
-        x[:, row : row + height : stride, column : column + width : stride]
+        x[..., row : row + height : stride, column : column + width : stride, :]
         for row in range(size) for column in range(size)
     ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    """`depthwise_conv` as a sum of shifted slices times weights, which is one fused loop."""
+    slices = _shifted(x, len(kernel), stride, pads)
+    return sum(map(jnp.multiply, slices, kernel.reshape(-1, x.shape[-1])))
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _depthwise_on_cpu(x, kernel, stride, pads), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of x and kernel: derived automatically they would be many times slower."""
+    x, kernel = saved
+    # A tap's products are added over images by a vectorised loop, and only then over pixels.
+    images = math.gcd(len(x), 8)
+    split, dy_split = (y.reshape(-1, images, *y.shape[1:]) for y in (x, dy))
+    dk = [
+        jnp.sum(sum(s[:, i] * dy_split[:, i] for i in range(images)).reshape(-1, dy.shape[-1]), 0)
+        for s in _shifted(split, len(kernel), stride, pads)
+    ]
+    dx = _depthwise_transposed(dy, kernel, stride, pads)
+    return dx[:, : x.shape[1], : x.shape[2]], jnp.stack(dk).reshape(kernel.shape)
+
+
+def _depthwise_transposed(
+    dy: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    """The gradient of `depthwise_conv`'s x [S, H, W, C], its sides rounded up to whole strides.
+
+    Of every `stride` rows of x each meets taps of its own, and so do columns: these are sums of
+    slices of dy times weights, which are then interleaved.
+    """
+    size, (rows, columns) = len(kernel), dy.shape[1:3]
+    before = [(size - 1 - pad + stride - 1) // stride for pad, _ in pads]
+    after = [(pad + stride - 1) // stride for pad, _ in pads]
+    padded = jnp.pad(dy, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+
+    def met(axis: int, phase: int) -> list[tuple[int, int]]:
+        """The taps that a phase meets, each with the first of the entries of dy that it weighs."""
+        at = phase + pads[axis][0]
+        return [(tap, before[axis] + (at - tap) // stride)
+                for tap in range(size) if (at - tap) % stride == 0]
+
+    def met_by(row_phase: int, column_phase: int) -> jax.Array:
+        return sum(
+            padded[:, top : top + rows, left : left + columns] * kernel[row, column, 0]
+            for row, top in met(0, row_phase) for column, left in met(1, column_phase)
+        )
+
+    lines = [jnp.stack([met_by(a, b) for b in range(stride)], axis=3) for a in range(stride)]
+    dx = jnp.stack(lines, axis=2)
+    return dx.reshape(len(dy), rows * stride, columns * stride, dy.shape[-1])
+
+
+_depthwise_on_cpu.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _folded_conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
@@ -183,17 +243,21 @@ def shift_of_sums(
     return jax.lax.stop_gradient(jnp.where(count > 0, value, running_mean))
 
 
-def resize(images: jax.Array, size: int) -> jax.Array:
-    """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
+def resize(images: jax.Array, size: int, interpolation: str = "bilinear") -> jax.Array:
+    """Antialiased resize, as Pillow's: [B, H, W, 3] in [0, 255] -> float32 [B, size, size, 3].
 
-    The weights of `jax.image.resize`, applied to rows and then to columns.
+    The weights of `jax.image.resize`, applied to rows and then to columns; `interpolation` is a key
+    of KERNELS. What goes beyond the range, as bicubic does at edges, is clipped.
     """
     height, width = images.shape[1:3]
     if (height, width) == (size, size):
         return images.astype(jnp.float32)
-    rows, columns = _weights(height, size), _weights(width, size)
-    if _on_cpu():
-        return _resize_on_cpu(images, rows, columns)
+    rows, columns = (_weights(old, size, interpolation) for old in (height, width))
+    resized = (_resize_on_cpu if _on_cpu() else _resize)(images, rows, columns)
+    return resized if min(rows.min(), columns.min()) >= 0 else jnp.clip(resized, 0, 255)
+
+
+def _resize(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     # A weight matrix for all channels at once moves more bytes, and has products for which jax
     # 0.10.1 finds no tiles on GPUs.
     images = jnp.einsum("hs,bhwc->bswc", rows, images.astype(jnp.float32), precision=HIGHEST)
@@ -223,19 +287,33 @@ def _bands(weights: np.ndarray, count: int = 6) -> list[tuple[slice, np.ndarray]
 
 def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:
     """einsum("hs,bhw->bsw") by the few nonzero weights of each column: no operand is transposed."""
-    old, new = weights.shape
-    taps = int(np.count_nonzero(weights, axis=0).max())
-    first = np.minimum(np.argmax(weights > 0, axis=0), old - taps)
+    (old, new), used = weights.shape, weights != 0
+    first, last = np.argmax(used, axis=0), old - 1 - np.argmax(used[::-1], axis=0)
+    taps = int((last - first).max()) + 1
+    first = np.minimum(first, old - taps)
     return sum(
         images[:, first + tap].astype(jnp.float32) * weights[first + tap, np.arange(new)][:, None]
         for tap in range(taps)
     )
 
 
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - x)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys's kernel with a = -1/2, as Pillow and `jax.image.resize` have it."""
+    inner, outer = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
+KERNELS = {"bilinear": _triangle, "bicubic": _cubic}  # of the distance in pixels, from 0
+
+
 @functools.cache
-def _weights(old: int, new: int) -> np.ndarray:
-    """float32 [old, new]: the triangle filter, widened when shrinking, columns of sum 1."""
+def _weights(old: int, new: int, interpolation: str) -> np.ndarray:
+    """float32 [old, new]: the kernel, widened when shrinking, columns of sum 1."""
     scale = max(old / new, 1)
     centre = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(old)[:, None] - centre) / scale)
+    weights = KERNELS[interpolation](np.abs(np.arange(old)[:, None] - centre) / scale)
     return (weights / weights.sum(0)).astype(np.float32)

@@ -360,13 +360,13 @@ class TestDamagedRecords:
             opened(out)
 
     def test_are_told_when_they_are_read(self, out):
-        path = record_file(out, "train-00000-of-00002")
+        path = record_file(out, "train-00001-of-00002")
         content = bytearray(path.read_bytes())
-        content[content.index(b"image 3")] ^= 255
+        content[content.index(b"image 7")] ^= 255
         path.write_bytes(content)
         source = opened(out)
-        with pytest.raises(UserError, match=r"^cannot read the record: Corrupted"):
-            for at in range(5):
+        with pytest.raises(UserError, match=f"^{path} is damaged .Corrupted .*; copy it again$"):
+            for at in range(8):
                 source[at]
 
     def test_need_a_directory(self):

@@ -595,7 +595,7 @@ def test_answers_name_synsets_in_words():
         costs=SimpleNamespace(routed=[100]),
     )
     log_p = np.log(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32))
-    found = _answered(
-        engine, ("n01440764", "mine"), {3: "a.jpg", 5: "b.jpg"}, Answers(np.array([3, 5]), 0, log_p))
+    answers = Answers(np.array([3, 5]), 0, log_p)
+    found = _answered(engine, ("n01440764", "mine"), {3: "a.jpg", 5: "b.jpg"}, answers)
     assert [(ticket, answer.label, answer.name) for ticket, answer in found.items()] == [
         (3, "n01440764", "tench"), (5, "mine", "mine")]

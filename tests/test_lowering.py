@@ -34,6 +34,11 @@ VALUES = {
 }
 # The paper's predictor, and one that knows the classes, too.
 CONFIG, KNOWING = tiny_config(VALUES), tiny_config(VALUES | {"predictor.classifies": True})
+MODERN = tiny_config(VALUES | {
+    "predictor.classifies": True, "pretrain.teacher": "ensemble", "pretrain.label_smoothing": 0.1,
+    "pretrain.mixup": 0.2, "pretrain.cutmix": 1.0, "pretrain.schedule": "cosine",
+    "optimizer.name": "rmsprop", "optimizer.ema": 0.999,
+})
 BATCH = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
          "label": jax.ShapeDtypeStruct((8,), np.int32)}
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -44,23 +49,25 @@ GUMBEL = dataclasses.replace(OBJECTIVE, costs=(100, 20))
 # Of each group those that no group before it has: buckets know no objective, one stands for those
 # of other resolutions, and of the dense estimator only the pass over all of them is its own.
 OWN = {
-    "pretrain": "", "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update",
-    "dense": "dense", "inference": "",
+    "pretrain": "", "modern": "ensemble|update|mix",
+    "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update", "dense": "dense",
+    "inference": "",
 }
 
 
 def programs(which):
     """The programs of a stage, or of inference, with their arguments' shapes."""
-    config = CONFIG if which in ("gumbel", "dense") else KNOWING
+    config = {"gumbel": CONFIG, "dense": CONFIG, "modern": MODERN}.get(which, KNOWING)
     drnet, mesh = DRNet.from_config(config, config.classifier.classes), mesh_of(1)
     stage, objective, estimator = {
         "pretrain": ("pretrain", OUTCOME, "selected"),
+        "modern": ("pretrain", OUTCOME, "selected"),
         "outcome": ("finetune", OUTCOME, "selected"),
         "gumbel": ("finetune", GUMBEL, "selected"),
         "dense": ("finetune", GUMBEL, "dense"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
-    shared = drnet, make_optimizer(config, stage, 1), 0.0, mesh, Programs()
+    shared = drnet, make_optimizer(config, stage, 1), config.optimizer.ema, mesh, Programs()
     step = PretrainStep(*shared, config.pretrain) if stage == "pretrain" else FinetuneStep(
         *shared, objective, Sizes(4, 0), dense=estimator == "dense")
     state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer, step.ema), KEY)

@@ -18,7 +18,8 @@ from drnet_jax.models.predictor import ClassifyingPredictor, sureness
 from drnet_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from drnet_jax.products import layer_costs, multiply_adds
 
-MODEL = Classifier(name="resnet18", width=0.125, classes=0, resolution_aware_norm=True)
+MODEL = Classifier(
+    name="resnet18", width=0.125, classes=0, resolution_aware_norm=True, zero_init=False)
 CHANNELS = 8  # of its first stage
 
 

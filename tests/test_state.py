@@ -305,3 +305,23 @@ def test_the_average_moves_less_and_less():
         average = moved_average(average, value, 0.2, jnp.int32(step))
         by_hand = decay * by_hand + (1 - decay) * value
         np.testing.assert_allclose(average, by_hand, rtol=1e-6)
+
+
+def test_residual_branches_begin_at_0_if_the_config_says_so():
+    """Only the scale of the norm that ends one, and only in the classifier."""
+    ones = []
+    for zero_init in (False, True):
+        drnet = tiny_drnet({
+            "classifier.name": "tests.tiny:TinyResNet", "predictor.name": "tests.tiny:TinyResNet",
+            "classifier.width": 0.0625, "predictor.width": 0.0625,
+            "classifier.zero_init": zero_init, "resolutions": (32, 16)})
+        params, _ = jax.jit(drnet.init)(jax.random.key(0))
+        scales = {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"
+        }
+        ones.append({path for path, leaf in scales.items() if np.all(leaf == 1)})
+        assert all(np.all(leaf == (path in ones[-1])) for path, leaf in scales.items())
+    assert ones[0] - ones[1] == {
+        f"['norms']['{size}']['stage{stage}_block1']['norm3']['scale']"
+        for size in (32, 16) for stage in (1, 2)}

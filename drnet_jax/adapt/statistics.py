@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
 from drnet_jax.cost import model_costs
 from drnet_jax.data.protocol import Source
+from drnet_jax.data.transforms import Square
 from drnet_jax.devices import AXIS, Program, data_mesh, put_batch
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
@@ -138,7 +139,7 @@ def statistics(
         return Program.mapped(name, engine.mesh, moments, specs, P())
 
     programs, key = list(map(program, range(len(drnet.resolutions)))), jax.random.key(0)
-    square = meta.preprocessing["resize"]
+    square = Square.of(meta.preprocessing)
     for batch in host_batches(engine, source, meta.config.data, square):
         batch = put_batch(engine.mesh, {name: batch[name] for name in ("image", "mask")})
         for norms, each in zip(drnet.norm_keys, programs, strict=True):
@@ -182,7 +183,8 @@ def _top1(
 ) -> list[float]:
     """Of each resolution [R]."""
     engine.load(params, batch_stats)
-    batches = host_batches(engine, source, meta.config.data, meta.preprocessing["resize"])
+    square = Square.of(meta.preprocessing)
+    batches = host_batches(engine, source, meta.config.data, square)
     return tabulate(engine, batches).right.mean(axis=0)[: len(engine.drnet.resolutions)].tolist()
 
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from drnet_jax import resolutions
 from drnet_jax.devices import AXIS, Program
 from drnet_jax.drnet import DRNet, Tree
+from drnet_jax.train.device import local
 from drnet_jax.train.objectives import soft_cross_entropy
 
 WARMUP_STEPS = 20
@@ -79,6 +80,7 @@ def adapt_program(
 
     def step(state, params, batch_stats, images):
         count = images.shape[0] * jax.lax.axis_size(AXIS)
+        params = local(params)
         teacher = jax.nn.softmax(answer(0, params, batch_stats, images))
 
         def loss_of(norms: Mapping[str, Tree]):
@@ -93,11 +95,11 @@ def adapt_program(
                 "loss": losses, "agreement": jnp.stack(agreements).astype(jnp.float32) / count
             }
 
-        # Of replicated norms the gradients are summed over the devices by themselves.
-        grads, metrics = jax.grad(loss_of, has_aux=True)(state.norms)
+        found = jax.grad(loss_of, has_aux=True)(local(state.norms))
+        grads, metrics = jax.lax.psum(found, AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.norms)
         norms = optax.apply_updates(state.norms, updates)
-        return AdaptState(state.step + 1, norms, opt_state), jax.lax.psum(metrics, AXIS)
+        return AdaptState(state.step + 1, norms, opt_state), metrics
 
     specs = P(), P(), P(), P(AXIS)
     return Program.mapped("adapt", mesh, step, specs, (P(), P()), donate=(0,))

@@ -16,6 +16,7 @@ from drnet_jax.data.listing import (
     image_names,
     kind_of,
     printable,
+    read,
     some,
 )
 from drnet_jax.data.transforms import SUFFIXES
@@ -97,12 +98,7 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        path = self.key(index)
-        try:
-            with open(path, "rb") as file:
-                return {"image": file.read(), "label": self._label(index)}
-        except OSError as error:
-            raise UserError(f"cannot read the image: {error.strerror}") from error
+        return {"image": read(self.key(index)), "label": self._label(index)}
 
     def key(self, index: int) -> str:
         return os.path.join(self._root, self._folders[self._label(index)], self._names[index])

@@ -98,6 +98,15 @@ def image_names(
     return sorted(names)
 
 
+def read(path: str) -> bytes:
+    """A file's content; UserError if it cannot be read, whose message leaves its name to others."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"cannot read the image: {error.strerror}") from error
+
+
 def entries(path: str) -> Iterator[os.DirEntry]:
     with _reading(path), os.scandir(path) as listed:
         yield from listed

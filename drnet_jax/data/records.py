@@ -57,9 +57,10 @@ class RecordsSource:
         self._split = split
         self._labels = np.concatenate([np.array(each["labels"], np.int32) for each in indices])
         self._names = Names(os.fsencode(name) for each in indices for name in each["names"])
+        counts = [len(each["labels"]) for each in indices]
+        self._files, self._ends = [record_file(root, shard) for shard in shards], np.cumsum(counts)
         self._rows = ArrayRecordDataSource([
-            f"{record_file(root, shard)}[0:{len(each['labels'])}]"
-            for shard, each in zip(shards, indices, strict=True)
+            f"{file}[0:{count}]" for file, count in zip(self._files, counts, strict=True)
         ])
 
     def __len__(self) -> int:
@@ -69,7 +70,8 @@ class RecordsSource:
         try:
             return {"image": self._rows[index], "label": int(self._labels[index])}
         except RuntimeError as error:  # so ArrayRecord says that a check sum is wrong
-            raise UserError(f"cannot read the record: {first_line(error)}") from error
+            file = self._files[np.searchsorted(self._ends, index, side="right")]
+            raise UserError(f"{file} is damaged ({first_line(error)}); copy it again") from error
 
     def key(self, index: int) -> str:
         return f"{self._split}/{self._names[index]}"

@@ -13,7 +13,8 @@ from drnet_jax.errors import UserError
 
 
 def open_source(
-    data: config.Data, training: bool, classes: Sequence[str] | None = None
+    data: config.Data, training: bool, classes: Sequence[str] | None = None,
+    leave_out: bool = False,
 ) -> Source:
     """Opens the training split of `data`, or else its validation split.
 
@@ -22,13 +23,16 @@ def open_source(
             the training split. With them a folder needs neither that split nor images of all, and
             its class folders may lie in `data.dir` itself. Where `data.classes` names some, these
             are kept in their place.
+        leave_out: whether images of other classes than `classes` are left out.
 
     Raises:
         UserError: if the data set is unknown, missing, not prepared, prepared in a format without
             random access, without the split, not one of labelled images, or of other classes.
     """
     split = data.train_split if training else data.val_split
-    kept = (classes or classes_named(data.classes)) if data.classes else None
+    kept = None
+    if leave_out or data.classes:
+        kept = classes or classes_named(data.classes)
     if data.name == "folder":
         source = FolderSource(data.dir, split, data.train_split, classes, kept)
     else:

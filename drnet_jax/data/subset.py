@@ -96,16 +96,21 @@ def classes_named(text: str, where: str = "config.data.classes") -> tuple[str, .
     """
     if text == IMAGENET_100:
         return imagenet_100()
-    expected = f"{where}: expected {IMAGENET_100!r} or a file of class names, one a line"
     try:
         lines = Path(text).expanduser().read_text("utf-8", "surrogateescape").splitlines()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{expected}, received {text!r} ({first_line(error)})") from error
+        raise UserError(
+            f"{where}: expected {IMAGENET_100!r} or a file of class names, one a line, received "
+            f"{text!r} ({first_line(error)})"
+        ) from error
     names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) < 2:
-        raise UserError(f"{expected}; {text!r} names {len(names)}, and two are needed at least")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{expected}; {text!r} names {twice[0]!r} twice")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or len(names) < 2:
+        found = f"{twice[0]!r} twice" if twice else repr(*names) if names else "none"
+        raise UserError(
+            f"{where}: expected two or more different class names, one a line; {text!r} holds "
+            f"{found}"
+        )
     return names
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drnet_jax.data.index import fingerprint_of, joined
-from drnet_jax.data.listing import images_below
+from drnet_jax.data.listing import images_below, read
 from drnet_jax.errors import UserError
 
 
@@ -26,11 +26,7 @@ class UnlabelledSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        try:
-            with open(self.key(index), "rb") as file:
-                return {"image": file.read(), "label": 0}
-        except OSError as error:
-            raise UserError(f"cannot read the image: {error.strerror}") from error
+        return {"image": read(self.key(index)), "label": 0}
 
     def key(self, index: int) -> str:
         return os.path.join(self._root, self._names[index])

@@ -12,6 +12,7 @@ import numpy as np
 
 from drnet_jax.data import transforms
 from drnet_jax.data.imagenet import class_words
+from drnet_jax.data.transforms import Square
 from drnet_jax.devices import cores
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
@@ -38,7 +39,7 @@ class Answer:
 
 
 def predict(
-    engine: Engine, classes: Sequence[str], square: int, images: Iterable[Image], price: float,
+    engine: Engine, classes: Sequence[str], square: Square, images: Iterable[Image], price: float,
     skip_errors: bool,
 ) -> Iterator[Answer]:
     """Yields an Answer for each image, in the order given, as soon as that allows.
@@ -46,7 +47,7 @@ def predict(
     Args:
         engine: of the model.
         classes: names, [C].
-        square: what images are squashed to before the base size is cropped, in pixels.
+        square: what images are squashed to before the base size is cropped.
         images: any number.
         price: at which options are charged.
         skip_errors: whether an image that cannot be read becomes an Answer with an `error`.
@@ -123,7 +124,7 @@ def _answered(
 
 
 def _read(
-    engine: Engine, square: int, images: Iterable[Image]
+    engine: Engine, square: Square, images: Iterable[Image]
 ) -> Iterator[tuple[Name, np.ndarray | UserError]]:
     """Each image's name, and uint8 [base, base, 3] or why it cannot be read; threads decode."""
     base = engine.drnet.resolutions[0]
@@ -141,7 +142,7 @@ def _read(
 
 
 def _prepare(
-    position: int, image: Image, square: int, base: int
+    position: int, image: Image, square: Square, base: int
 ) -> tuple[Name, np.ndarray | UserError]:
     name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else position
     try:

@@ -3,6 +3,7 @@
 Axis letters are those of `drnet_jax.buckets`.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -89,10 +90,11 @@ def _build(
     masked: bool,
 ) -> nn.Module:
     factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
-    address = f"config.{key}: {wanted.name!r}"
+    address, norm = f"config.{key}: {wanted.name!r}", BatchNorm
+    if isinstance(wanted, Classifier) and wanted.zero_init:
+        norm = functools.partial(BatchNorm, zero_init=True)
     network = call_factory(
-        factory, address, width=wanted.width, classes=classes, norm=BatchNorm,
-        dtype=jnp.dtype(dtype),
+        factory, address, width=wanted.width, classes=classes, norm=norm, dtype=jnp.dtype(dtype)
     )
     if sizes:
         check_network(network, address, classes, sizes, masked)

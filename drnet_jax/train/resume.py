@@ -24,7 +24,7 @@ from drnet_jax.transfer import Knowledge, Variables, differences, move
 
 NETWORK_KEYS = (
     "dtype", "classifier.name", "classifier.width", "classifier.resolution_aware_norm",
-    "preprocessing.mean", "preprocessing.deviation",
+    "preprocessing.mean", "preprocessing.deviation", "preprocessing.interpolation",
 )
 CLASSIFIER_KEYS = ("resolutions", *NETWORK_KEYS)
 PREDICTOR_KEYS = (

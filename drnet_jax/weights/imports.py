@@ -57,9 +57,9 @@ def import_torch(
     rules, tensors = _rules(config), read_weights(Path(path).expanduser())
     names = _names(count_classes(tensors, rules), config, classes)
     drnet, costs = DRNet.from_config(config, len(names)), model_costs(config, len(names))
-    costs.check_budget(config.budget * GIGA)
     shapes = variable_shapes(drnet.classifier, min(config.resolutions))
     plain = convert(tensors, rules, shapes, path)
+    costs.check_budget(config.budget * GIGA)
     meta = Meta(
         stage=STAGES[0], step=0, stage_end=True, config=config, classes=names, metrics={},
         bucket_sizes={}, progress=Progress(first_step=0, examples=0, images=0, fingerprint=""),
@@ -106,14 +106,13 @@ def _names(
 
 def _model(drnet: DRNet, plain: Tree, seed: int) -> dict[str, Any]:
     """{"params", "batch_stats"} with the variables of a plain network at every resolution."""
-    params, batch_stats = jax.jit(drnet.init)(jax.random.key(seed))
+    # In one program, which makes no classifier.
+    fresh = jax.jit(lambda key: [tree[PREDICTOR] for tree in drnet.init(key)])
+    params, batch_stats = fresh(jax.random.key(seed))
     shared, norms, stats = split(plain)
     return {
         "params": {
-            PREDICTOR: params[PREDICTOR], "shared": shared,
-            "norms": replicate_norms(norms, drnet.norm_keys),
+            PREDICTOR: params, "shared": shared, "norms": replicate_norms(norms, drnet.norm_keys),
         },
-        "batch_stats": {
-            PREDICTOR: batch_stats[PREDICTOR], "norms": replicate_norms(stats, drnet.norm_keys),
-        },
+        "batch_stats": {PREDICTOR: batch_stats, "norms": replicate_norms(stats, drnet.norm_keys)},
     }

@@ -131,14 +131,14 @@ RULES: dict[str, Rules] = {
 
 def renamed(rules: Rules, module: str, blocks: Sequence[str]) -> str | None:
     """What a module is called here, None if it is unknown; `blocks` are the names of all blocks."""
-    for pattern, name in rules:
-        if found := re.fullmatch(pattern, module):
-            break
-    else:
+    matches = ((re.fullmatch(pattern, module), name) for pattern, name in rules)
+    found, name = next((match for match in matches if match[0]), (None, ""))
+    if found is None:
         return None
-    name = re.sub(r"#(\d)", lambda group: str(int(found[int(group[1])]) + 1), name)
-    name = found.expand(name)
-    if counted := re.match(r"@(\d+)", name):
-        place = int(counted[1])
-        return blocks[place - 1] + name[counted.end() :] if 0 < place <= len(blocks) else None
-    return name
+    counted = re.sub(r"#(\d)", lambda group: str(int(found[int(group[1])]) + 1), name)
+    name = found.expand(counted)
+    if not name.startswith("@"):
+        return name
+    place, _, rest = name[1:].partition("/")
+    known = dict(enumerate(blocks, 1))
+    return f"{known[int(place)]}/{rest}" if int(place) in known else None
