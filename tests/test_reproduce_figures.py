@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from drnet_jax.evaluation.table import Table as Answers
-from drnet_jax.reproduce import estimate, photographs, running, speed
+from drnet_jax.reproduce import estimate, photographs, report, running, speed
 from drnet_jax.reproduce.estimate import duration
 from drnet_jax.reproduce.photographs import Gallery, smallest_right, surest
 from drnet_jax.reproduce.running import Display
@@ -139,6 +139,16 @@ def test_the_pace_is_that_of_the_runs_that_are_done():
 def test_how_a_job_goes_in_a_line():
     assert running.status(3, 19, "ResNet-50, stage 1: step 40 of 368", 80, 1320) == (
         "[3/19] ResNet-50, stage 1: step 40 of 368, 1 min 20 s left (of all: 22 min)")
+    assert running.status(3, 19, "ResNet-50, stage 1: evaluating", None, 1320) == (
+        "[3/19] ResNet-50, stage 1: evaluating (of all: 22 min)")
+
+
+def test_hardware_in_a_few_words():
+    cpu = {"device": "cpu", "cores": 2, "processor": "AMD EPYC", "jax": "0.10.1", "devices": 1}
+    assert report.hardware(cpu) == "2 cores of AMD EPYC, jax 0.10.1"
+    assert report.hardware(cpu | {"processor": ""}) == "2 cores of a CPU, jax 0.10.1"
+    gpu = {"device": "NVIDIA H100", "cores": 16, "processor": "X", "jax": "0.12.0", "devices": 8}
+    assert report.hardware(gpu) == "8 x NVIDIA H100, jax 0.12.0"
 
 
 class Terminal(io.StringIO):

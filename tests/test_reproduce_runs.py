@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drnet_jax.api import load
 from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
 from drnet_jax.reproduce import (
+    figures,
     jobs,
+    latency,
     paper,
     report,
     reproduce,
@@ -25,6 +28,7 @@ from drnet_jax.reproduce import (
     tables,
     worker,
 )
+from drnet_jax.reproduce.latency import Point
 from drnet_jax.reproduce.paper import NEEDS, Dynamic, Single
 from drnet_jax.reproduce.running import Display
 from drnet_jax.reproduce.scales import PAPER, SMALL, Run, runs_of
@@ -32,8 +36,7 @@ from drnet_jax.reproduce.study import Study
 from tests import runs
 
 TINY = dataclasses.replace(
-    SMALL, files={network: f"{Path(__file__).parent}/tiny_paper.py:{network}"
-                  for network in SMALL.files},
+    SMALL, files={network: f"{Path(__file__).parent}/tiny_paper.py:" for network in SMALL.files},
     sizes={224: 32, 192: 24}, alpha=1e-5 / 4.1, widths={},
 )
 ALL = tuple(NEEDS)
@@ -276,3 +279,43 @@ def test_the_costs_of_resnet101_agree_with_the_paper(tmp_path):
     assert tables.as_printed(costs.parameters.classifier, "44.5 M") == "44.5 M"
     # Of both the paper prints 49.4 M, which is the sum of its rounded parts, 44.5 and 4.9.
     assert costs.parameters.classifier + costs.parameters.predictor == 49_455_465
+
+
+def test_latencies_are_of_models_that_answer_every_image(done, images, monkeypatch):
+    monkeypatch.setattr("drnet_jax.benchmark.timing.TURN", 0.0)
+    monkeypatch.setattr(latency, "REPEATS", 1)
+    folder = done[0].folder / "runs"
+    points = [Point("resnet50-stage1", 24), Point("resnet50-eta0")]
+    found = latency.measure(folder, points)
+    assert found["points"] == [
+        {"run": "resnet50-stage1", "size": 24}, {"run": "resnet50-eta0", "size": None}]
+    assert found["batch_sizes"] == [1, 8]
+    assert [len(of_size) for of_size in found["milliseconds"]] == [2, 2]
+    for each in (each for of_size in found["milliseconds"] for each in of_size):
+        assert 0 < each["fastest"] <= each["median"] <= each["slowest"]
+    model = load(folder / "resnet50-eta0")
+    shown = latency._images(model, 99)
+    assert shown.shape == (15, 32, 32, 3)
+    for size in (1, 8):
+        for fixed in (None, 24):
+            streams = latency._call(model.engine_for(size), fixed, shown, size)()
+            answers = [answer for stream in streams for answer in stream]
+            tickets = np.concatenate([each.tickets for each in answers])
+            assert sorted(tickets.tolist()) == list(range(15))
+            assert fixed is None or {each.option for each in answers} == {1}
+
+
+def test_figure_3_has_networks_of_one_size_resolutions_and_drnets(tmp_path, images):
+    study = study_of(tmp_path, images, "figure3")
+    points = figures.points(study)
+    assert points == [
+        Point("resnet50-32px", 32), Point("resnet50-24px", 24), Point("resnet50-stage1", 32),
+        Point("resnet50-stage1", 24), Point("resnet50-stage1", 16), Point("resnet50-eta0"),
+        Point("resnet50-eta0.2-alpha2"), Point("resnet50-eta0.2-alpha2.5"),
+        Point("resnet50-eta0.2-alpha3"), Point("resnet50-eta0.2-alpha3.5")]
+    assert figures.times(study) is None
+    assert figures.draw(study, "figure3").startswith("figure3: not drawn; not run: resnet50-32px, ")
+    for shown, known in ((points, True), (points[1:], False)):
+        (tmp_path / "latency.json").write_text(
+            json.dumps({"points": [dataclasses.asdict(point) for point in shown]}))
+        assert (figures.times(study) is not None) == known

@@ -192,8 +192,8 @@ On images.
 | other |  | - | 2.8 G | 74.2% | 31.7% | -1.9 | quoted |
 
 In each cell: the paper's / ours / ours less the paper's. FLOPs are multiply-adds of an image, the \
-predictor's included; ↓ FLOPs and Acc over baseline are worked out of the others, in the paper's \
-rows too.
+predictor's included. Worked out of the other figures, the paper's as ours: ↓ FLOPs, Acc over \
+baseline.
 
 - A note.
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from drnet_jax.config_files import default_beside, override
+from drnet_jax.config_files import default_beside, override, variants_beside
 
+DEFAULT = str(Path(__file__).parents[1] / "configs" / "default.py")
 TINY = {
     "seed": 3, "batch_size": 8, "bucket_multiple": 8, "bucket_lead": 0, "log_every": 1,
     "data.name": "folder", "data.val_split": "val", "data.threads": 2,
@@ -18,12 +19,7 @@ TINY = {
 }
 
 
-def get_config(argument: str) -> ConfigDict:
-    _, *words = argument.split(",")
-    config = default_beside(str(Path(__file__).parents[1] / "configs" / "default.py"))
+def get_config(argument: str = "") -> ConfigDict:
+    config = default_beside(DEFAULT)
     config.update_from_flattened_dict(TINY)
-    config.classifier.resolution_aware_norm = "shared_norm" not in words
-    if "single" in words:
-        config.resolutions = (32,)
-        config.finetune.epochs = 0
-    return override(config, ",".join(word for word in words if "=" in word))
+    return override(config, argument, variants_beside(DEFAULT))

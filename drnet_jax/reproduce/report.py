@@ -9,7 +9,7 @@ from drnet_jax.formatting import table as text_table
 from drnet_jax.reproduce import estimate, results, tables
 from drnet_jax.reproduce.estimate import duration
 from drnet_jax.reproduce.jobs import Job
-from drnet_jax.reproduce.paper import TABLES, Row, base
+from drnet_jax.reproduce.paper import TABLES, Row, Table, base
 from drnet_jax.reproduce.study import Item, Study
 
 
@@ -59,7 +59,7 @@ def write_tables(study: Study) -> None:
         if name in TABLES:
             table = TABLES[name]
             lines = [line(study, row) for row in table.rows]
-            text = tables.markdown(table, lines, heading(study), study.scale.comparable)
+            text = tables.markdown(table, lines, heading(study, table), study.scale.comparable)
             (study.folder / f"{name}.md").write_text(text)
             (study.folder / f"{name}.csv").write_text(tables.csv_text(table, lines))
 
@@ -111,14 +111,16 @@ def hardware(environment: Mapping[str, Any]) -> str:
     return f"{device}, jax {environment['jax']}"
 
 
-def heading(study: Study) -> str:
-    """On what the tables of a study were made."""
-    data = next(iter(study.jobs.values()))[-1].config.data
-    where = f"the images of {data.dir}" if data.name == "folder" else data.name
+def heading(study: Study, table: Table) -> str:
+    """On what a table is made."""
+    data = study.jobs[table.rows[0].experiment][-1].config.data
+    images = f"the images of {data.dir}" if data.name == "folder" else data.name
+    if data.classes:
+        images += f", of which {data.classes}"
     if study.scale.comparable:
-        return f"On {where}, with the paper's networks and sizes."
+        return f"On {images}, with the paper's networks and sizes."
     return (
-        f"On {where}, with small networks in the place of the paper's (column *here*): it is the "
+        f"On {images}, with small networks in the place of the paper's (column *here*): it is the "
         "shape of the table that can be compared, savings and accuracies over the baseline, and "
         "not the figures themselves. An alpha is the same share of the base's cost as the paper's, "
         f"an eta is {study.scale.eta:g} times the paper's."

@@ -28,7 +28,7 @@ def reproduce(study: Study, display: Display) -> None:
             items = study.items()
             display.say(f"[{number + 1}/{len(items)}] {_found(study, items[number])}")
     if "figure3" in study.names and figures.times(study) is None:
-        display.say("figure3: measuring latencies")
+        display.say("figure3: measuring latencies, a minute or two")
         order = {
             "kind": "time", "runs": str(study.folder / RUNS),
             "path": str(study.folder / figures.TIMES),
@@ -61,17 +61,15 @@ def _run(study: Study, items: Sequence[Item], number: int, display: Display) -> 
     began, expected = time.monotonic(), pace * item.work.left
 
     def poll() -> None:
-        record = last_record(item.job.workdir)
-        left = max(0.0, expected - (time.monotonic() - began))
-        if record is None or record["step"] <= item.progress.step < item.work.steps:
-            at = "starting"
-        elif record["step"] >= item.work.steps:
-            at, left = "evaluating", 0.0
+        record, steps = last_record(item.job.workdir), item.work.steps
+        if record is None or record["step"] <= item.progress.step < steps:
+            at, left = "starting", max(0.0, expected - (time.monotonic() - began))
+        elif record["step"] >= steps:
+            at, left = "evaluating", None
         else:
-            at, left = f"step {record['step']} of {item.work.steps}", record["seconds_left"]
-        display.show(status(
-            number + 1, len(items), f"{item.job.run.label}: {at}", left, left + others
-        ))
+            at, left = f"step {record['step']} of {steps}", record["seconds_left"]
+        doing = f"{item.job.run.label}: {at}"
+        display.show(status(number + 1, len(items), doing, left, others + (left or 0.0)))
 
     run(run_order(item.job), study.folder, item.job.workdir / LOG, poll)
 

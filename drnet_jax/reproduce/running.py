@@ -1,7 +1,9 @@
 """Running: jobs one after the other, each in a process of its own, and a line of how it goes."""
 
+import contextlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -24,11 +26,12 @@ class Display:
     """A line that is written over; without a terminal, one now and then."""
 
     def __init__(self, file: TextIO):
-        self._file, self._written, self._length = file, -QUIET, 0
+        self._file, self._terminal = file, file.isatty()
+        self._written, self._length = -QUIET, 0
 
     def show(self, text: str) -> None:
         """Puts a line in the place of the last one shown."""
-        if self._file.isatty():
+        if self._terminal:
             self._write("\r" + text.ljust(self._length))
             self._length = len(text)
         elif time.monotonic() - self._written >= QUIET:
@@ -36,8 +39,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Puts a line that stays in the place of the last one shown."""
-        start = "\r" if self._file.isatty() else ""
-        self._write(start + text.ljust(self._length).rstrip(" " if not start else "") + "\n")
+        self._write("\r" * self._terminal + text.ljust(self._length) + "\n")
         self._length, self._written = 0, time.monotonic()
 
     def _write(self, text: str) -> None:
@@ -64,14 +66,16 @@ def run(job: dict[str, Any], folder: Path, log: Path, poll: Callable[[], None]) 
             stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=_environment(folder),
         )
         try:
-            process.stdin.write(json.dumps(job | {"began": time.time()}) + "\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already
+                process.stdin.write(json.dumps(job | {"began": time.time()}) + "\n")
+                process.stdin.flush()
             while process.poll() is None:
                 poll()
                 time.sleep(POLL)
         finally:
             # At the end of its stdin it stops; what it has saved is whole.
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
     if process.returncode:
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -85,7 +89,8 @@ def _environment(folder: Path) -> dict[str, str]:
     code = str(Path(drnet_jax.__file__).parents[1])
     path = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder.absolute() / "compiled"),
+        # Programs of one processor are not those of another.
+        "JAX_COMPILATION_CACHE_DIR": str(folder.absolute() / "compiled" / platform.node()),
         # jaxlib 0.10.1 says several lines of each CPU program that it finds there.
         "TF_CPP_MIN_LOG_LEVEL": "3",
     } | os.environ | {"PYTHONPATH": os.pathsep.join(path)}
@@ -99,16 +104,17 @@ def run_order(job: Job) -> dict[str, Any]:
     }
 
 
-def status(number: int, total: int, doing: str, left: float, of_all: float) -> str:
+def status(number: int, total: int, doing: str, left: float | None, of_all: float) -> str:
     """Such as "[3/19] ResNet-50, stage 1: step 40 of 368, 1 min 20 s left (of all: 22 min)".
 
     Args:
         number: of the job, of `total`.
         doing: the job, and where in it.
-        left: seconds of it.
+        left: seconds of it; None: not known.
         of_all: seconds of it and all that follow.
     """
-    return f"[{number}/{total}] {doing}, {duration(left)} left (of all: {duration(of_all)})"
+    own = "" if left is None else f", {duration(left)} left"
+    return f"[{number}/{total}] {doing}{own} (of all: {duration(of_all)})"
 
 
 def last_record(workdir: Path) -> dict[str, Any] | None:

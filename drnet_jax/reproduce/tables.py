@@ -110,8 +110,8 @@ def markdown(table: Table, lines: Sequence[Line], heading: str, comparable: bool
         "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|",
         *("| " + " | ".join(row) + " |" for row in rows[1:]), "",
         "In each cell: the paper's / ours / ours less the paper's. FLOPs are multiply-adds of an "
-        f"image, the predictor's included; {' and '.join(added)} are worked out of the others, in "
-        "the paper's rows too.", "",
+        f"image, the predictor's included. Worked out of the other figures, the paper's as ours: "
+        f"{', '.join(added)}.", "",
         *(f"- {note}" for note in table.notes), "",
         *_commands(lines),
     ])
