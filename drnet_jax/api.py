@@ -56,13 +56,14 @@ class Model:
     @functools.cached_property
     def engine(self) -> Engine:
         """The compiled networks, for batches of `config.evaluation.batch_size`."""
-        return self._engine(self.config.evaluation.batch_size)
+        return self.engine_for(self.config.evaluation.batch_size)
 
     @functools.cached_property
     def _engine_of_few(self) -> Engine:
-        return self._engine(FEW)
+        return self.engine_for(FEW)
 
-    def _engine(self, batch_size: int) -> Engine:
+    def engine_for(self, batch_size: int) -> Engine:
+        """A new engine for batches of a size."""
         drnet = DRNet.from_config(self.meta.config, len(self.classes))
         engine = Engine(drnet, self.costs, batch_size)
         engine.load(*self._variables)

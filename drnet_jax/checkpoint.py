@@ -1,9 +1,9 @@
 """Checkpoints: everything needed to go on, or to evaluate, from a directory alone (orbax).
 
-A checkpoint holds three items: `model` (params, batch_stats), `training` (step, optimiser state)
-and `meta` (what it is: stage, config, classes, preprocessing, progress). Each is written under a
-temporary name and renamed when whole, so a kill never leaves half of one. Nothing in it depends on
-how many processes or devices wrote it.
+A checkpoint holds three items: `model` (params, batch_stats), `training` (step, optimiser state,
+and the weights of which `model` may be an average) and `meta` (what it is: stage, config, classes,
+preprocessing, progress). Each is written under a temporary name and renamed when whole, so a kill
+never leaves half of one. Nothing in it depends on how many processes or devices wrote it.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ ORDER = [
     "ops", "images", "buckets", "resolutions", "routing", "models",
     "drnet", "transfer", "products", "cost", "devices", "data",
     "checkpoint", "weights", "inference", "evaluation", "api", "train", "adapt", "benchmark",
-    "plan",
+    "plan", "reproduce",
     "commands", "main", "__main__",
 ]
 LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7

@@ -210,6 +210,13 @@ def test_demo_installs_trains_and_evaluates_where_it_was_called_from(clone):
     ]
 
 
+def test_reproduce_installs_and_goes_on_where_it_was_called_from(clone):
+    assert clone.launch("reproduce.sh", "all", "--workdir=runs/paper") == [
+        *clone.installs(""),
+        f"[-m][drnet_jax.main][reproduce][all][--workdir=runs/paper] in {clone.parent}",
+    ]
+
+
 def test_train_reads_paths_against_the_callers_directory(clone):
     """Python runs there; what lies in the clone is found all the same."""
     program(clone.path / ".venv/bin/python", """

@@ -211,6 +211,8 @@ def test_a_run_from_the_start():
     ({}, 2, []),
     ({}, 4, ["config.bucket_multiple: 4 is more than the 2 images of a device"]),
     ({"finetune.epochs": 0}, 1, ["config.finetune.epochs: 0, so that a predictor with"]),
+    ({"pretrain.teacher": "ensemble"}, 1, ["config.pretrain.teacher: 'ensemble', of which with"]),
+    ({"pretrain.teacher": "ensemble", "pretrain.distillation": 0.5}, 1, []),
     # It learns in stage 1, or there is nothing to choose.
     ({"finetune.epochs": 0, "predictor.classifies": True}, 1, []),
     ({"finetune.epochs": 0, "resolutions": (16,)}, 1, []),

@@ -25,11 +25,13 @@ COMMANDS = {
     "plan": "what a run takes on devices that are not at hand",
     "benchmark": "images/s of training and inference",
     "drift": "programs, waiting and padding of a run whose mix drifts",
+    "reproduce": "the tables and figures of the paper",
     "import-torch": "take the weights of a network trained with PyTorch",
     "prepare": "download a tfds data set and write it as ArrayRecord files",
 }
 
-TAKING_NAMES = ("predict", "import-torch")  # of files, besides flags
+# Files, or tables and figures, besides flags.
+TAKING_NAMES = ("predict", "import-torch", "reproduce")
 # A disk, a quota or a limit is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.ops import rows_of_channels, shift_of_sums
+from drnet_jax import ops
 
 MOMENTS = "moments"  # collection in which a training pass leaves what `update_statistics` needs
 
@@ -46,14 +46,13 @@ class BatchNorm(nn.Module):
         Returns:
             [S, ..., channels] in `dtype`.
         """
-        channels, shape = x.shape[-1], x.shape
+        channels = x.shape[-1]
         begin = self.ends_branch and self.zero_init
         scale_init = nn.initializers.zeros if begin else nn.initializers.ones
         scale = self.param("scale", scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32).value
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32).value
-        x, mask = rows_of_channels(x, mask)
         if train:
             moments, batch_mean, batch_var = _moments(x, mask, mean)
             if not self.is_initializing():
@@ -63,8 +62,8 @@ class BatchNorm(nn.Module):
             var = jnp.where(moments["count"] < 2, var, batch_var)
         # One multiply-add per element, whatever the number of per-channel terms.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        y = x * factor + (bias - mean * factor)
-        return y.reshape(shape).astype(self.dtype)
+        y = ops.scale_and_shift(x, factor, bias - mean * factor)
+        return y.astype(self.dtype)
 
 
 def _moments(
@@ -72,23 +71,13 @@ def _moments(
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
     """What the rows of `mask` [N] in x [N, ..., channels] add to the moments; mean and variance.
 
-    Squares are summed about a shift near the mean, or else they cancel where the mean is large
-    against the deviation. The moments are taken about the running mean, which is the same for all
-    buckets and devices of a step, so that they can be added.
+    They are taken about the running mean, which is the same for all buckets and devices of a step,
+    so that they can be added.
     """
     rows = x.shape[0] if mask is None else jnp.sum(mask)
     count = jnp.float32(rows) * math.prod(x.shape[1:-1])
-    shift = shift_of_sums(x, mask, count, running_mean)
-    shifted = x.astype(jnp.float32) - shift
-    if mask is not None:
-        # A select, not a product: padded rows may hold anything, even what overflows when squared.
-        shifted = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), shifted, 0)
-    axes = tuple(range(x.ndim - 1))
-    moments = {
-        "sum": jnp.sum(shifted, axes),
-        "sum_of_squares": jnp.sum(jnp.square(shifted), axes),
-        "count": count,
-    }
+    total, squares, shift = ops.moments(x, mask, count, running_mean)
+    moments = {"sum": total, "sum_of_squares": squares, "count": count}
     offset, var = _mean_and_variance(moments)
     if shift is not running_mean:
         moments = _moved(moments, shift - running_mean)

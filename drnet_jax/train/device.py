@@ -7,9 +7,9 @@ A step is a few programs, because the work of each resolution needs a shape of i
     update                     -> new state, metrics (see `drnet_jax.train.update`)
 
 The host reads the counts of the plan, picks the static size of each bucket and skips the empty
-ones (`drnet_jax.train.step`). Pretraining is the same step with the plan in which every bucket
-holds every sample. `drnet_jax.train.passes` has what replaces the buckets by all resolutions for
-all samples at once.
+ones (`drnet_jax.train.finetune_step`). Pretraining is the same step with the plan in which every
+bucket holds every sample. `drnet_jax.train.passes` has what replaces the buckets by all resolutions
+for all samples at once.
 
 Sums that are local to a device have an axis of devices before their own, of which each device sees
 its own entry. Axes as in `drnet_jax.buckets`.

@@ -33,8 +33,7 @@ def mix(settings: Pretrain, batch: Tree, key: jax.Array, step: jax.Array) -> Tre
     Returns:
         The batch with other images, and "label": int32 [B], of which most of an image is, "other":
         int32 [B], of which the rest is, and "share": float32 [B], of the former, at least a half.
-        Images are rounded to uint8, and so half the bytes of any other type. As resizing is linear,
-        to mix before it is to mix at every resolution.
+        As resizing is linear, to mix before it is to mix at every resolution, but for the rounding.
     """
     image, label = batch["image"], batch["label"]
     height, width = image.shape[1:3]
@@ -55,15 +54,14 @@ def mix(settings: Pretrain, batch: Tree, key: jax.Array, step: jax.Array) -> Tre
 def _draw(settings: Pretrain, key: jax.Array, height: int, width: int) -> jax.Array:
     """How much of each pixel stays the image's own, float32 [H, W]; the mean is the label's share.
     """
-    which, key = jax.random.split(key)
-    even = jnp.full((height, width), 1.0)
-    if not settings.cutmix:
-        return even * jax.random.beta(key, settings.mixup, settings.mixup)
-    outside = _outside_of_box(settings.cutmix, key, height, width)
-    if not settings.mixup:
-        return outside
-    share = jax.random.beta(key, settings.mixup, settings.mixup)
-    return jnp.where(jax.random.bernoulli(which), even * share, outside)
+    which, of_mixup, of_cutmix = jax.random.split(key, 3)
+    drawn = []
+    if settings.mixup:
+        share = jax.random.beta(of_mixup, settings.mixup, settings.mixup)
+        drawn.append(jnp.full((height, width), share))
+    if settings.cutmix:
+        drawn.append(_outside_of_box(settings.cutmix, of_cutmix, height, width))
+    return jnp.where(jax.random.bernoulli(which), drawn[0], drawn[-1])
 
 
 def _outside_of_box(alpha: float, key: jax.Array, height: int, width: int) -> jax.Array:

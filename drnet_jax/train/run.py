@@ -132,6 +132,12 @@ def _doubts(config: Config, devices: int) -> list[str]:
             "config.finetune.epochs: 0, so that a predictor with config.predictor.classifies=False "
             "is never trained: the run gives fixed resolutions and cascades, and no routing"
         )
+    learners = config.pretrain.distillation or config.predictor.classifies
+    if config.pretrain.teacher == "ensemble" and not learners:
+        found.append(
+            "config.pretrain.teacher: 'ensemble', of which with config.pretrain.distillation=0 and "
+            "config.predictor.classifies=False nobody learns"
+        )
     return found
 
 

@@ -1,48 +1,16 @@
-"""Operations: convolution, pooling, sums and resize, as defined and as CPUs run them fastest.
-
-What decides on the form is the devices that a program is traced *for*: a mesh of TPUs described on
-a host without any gets the forms that TPUs are to run. Accelerators get every operation as it is
-defined, which is the form that their compilers know how to fuse. docs/cpu.md has what was measured
-of the forms for CPUs. Axis letters are those of `drnet_jax.buckets`.
-"""
+"""Convolution and pooling."""
 
 import functools
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+
+from drnet_jax.ops.forms import on_cpu
+from drnet_jax.ops.sums import channel_sums
 
 Pads = Sequence[tuple[int, int]]  # zeros before and after, of rows and of columns
-HIGHEST = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
-
-# JAX traces a function anew for each value of it. None: where JAX computes here.
-_platform = jax.make_user_context(None)
-
-
-def traced_for(platform: str) -> AbstractContextManager[None]:
-    """Traces operations in the forms for "cpu", "gpu" or "tpu", whatever devices there are here."""
-    return _platform(platform)
-
-
-def traced_for_mesh(mesh: Mesh) -> AbstractContextManager[None]:
-    """Traces operations in the forms for a mesh's devices, unless others are asked for."""
-    return _platform(_platform.value or mesh.devices.flat[0].platform)
-
-
-def plain_forms() -> AbstractContextManager[None]:
-    """Traces operations as they are defined: for counting."""
-    return _platform("none")
-
-
-def _on_cpu() -> bool:
-    """Whether to trace the form made for CPUs."""
-    return (_platform.value or jax.default_backend()) == "cpu"
-
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "symmetric") -> jax.Array:
     """Convolves x [S, H, W, in] with kernel [k, k, in, out], k odd.
@@ -54,7 +22,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: str = "symmetric
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     pads = [_pads(length, size, stride, padding) for length in x.shape[1:3]]
-    if _on_cpu():
+    if on_cpu():
         edge = -(-min(x.shape[1:3]) // stride)
         # XLA CPU is slow at the weight gradient of 1x1 convolutions, which matrix products have
         # not; at maps smaller than the kernel, which it convolves by naive loops; and from 512
@@ -76,7 +44,7 @@ def depthwise_conv(
 ) -> jax.Array:
     """Convolves each channel of x [S, H, W, C] by its own kernel [k, k, 1, C]; else as `conv`."""
     pads = [_pads(length, kernel.shape[0], stride, padding) for length in x.shape[1:3]]
-    if _on_cpu():
+    if on_cpu():
         # XLA CPU convolves one group of channels after the other, by naive loops.
         return _depthwise_on_cpu(x, kernel, stride, tuple(pads))
     return jax.lax.conv_general_dilated(
@@ -127,17 +95,12 @@ def _depthwise_forward(
 def _depthwise_backward(
     stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradients of x and kernel: derived automatically they would be many times slower."""
+    """The gradients of x and kernel; derived automatically they would be many times slower."""
     x, kernel = saved
-    # A tap's products are added over images by a vectorised loop, and only then over pixels.
-    images = math.gcd(len(x), 8)
-    split, dy_split = (y.reshape(-1, images, *y.shape[1:]) for y in (x, dy))
-    dk = [
-        jnp.sum(sum(s[:, i] * dy_split[:, i] for i in range(images)).reshape(-1, dy.shape[-1]), 0)
-        for s in _shifted(split, len(kernel), stride, pads)
-    ]
+    taps = channel_sums([y * dy for y in _shifted(x, len(kernel), stride, pads)])
     dx = _depthwise_transposed(dy, kernel, stride, pads)
-    return dx[:, : x.shape[1], : x.shape[2]], jnp.stack(dk).reshape(kernel.shape)
+    dk = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    return dx[:, : x.shape[1], : x.shape[2]], dk
 
 
 def _depthwise_transposed(
@@ -195,7 +158,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     On CPU equal maxima share their gradient; elsewhere the first takes it. After a ReLU, which
     stops the gradient of equal zeros, that makes no difference.
     """
-    if _on_cpu():
+    if on_cpu():
         # Down the rows, then the columns: XLA CPU is slow at windows, backwards above all.
         return _max_of_three(_max_of_three(x, 1), 2)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -210,110 +173,3 @@ def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
         jax.lax.slice_in_dim(x, start, start + length, stride=2, axis=axis) for start in range(3)
     )
     return jnp.maximum(jnp.maximum(first, second), third)
-
-
-def rows_of_channels(
-    x: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """x [S, ..., C] and the mask [S] of its rows, with the axes that sums over all but C like best.
-
-    On CPU x is [S * ..., C], and the mask has an entry for each of its rows; elsewhere nothing
-    changes.
-    """
-    if not _on_cpu():
-        return x, mask
-    # XLA CPU sums over one leading axis several times faster than over three.
-    x = x.reshape(-1, x.shape[-1])
-    return x, None if mask is None else jnp.repeat(mask, x.shape[0] // mask.shape[0])
-
-
-def shift_of_sums(
-    x: jax.Array, mask: jax.Array | None, count: jax.Array, running_mean: jax.Array
-) -> jax.Array:
-    """What the values of x [N, ..., C] are summed about: near their mean, float32 [C].
-
-    On CPU a value of x itself, of a row where `mask` [N] is true: a good shift from the first step
-    on. Elsewhere, and where no value counts, `running_mean`: a shift that depended on x would keep
-    the sums from being fused into the convolution that makes x.
-    """
-    if not _on_cpu():
-        return running_mean
-    first = 0 if mask is None else jnp.argmax(mask)
-    value = x[first].reshape(-1, x.shape[-1])[0].astype(jnp.float32)
-    return jax.lax.stop_gradient(jnp.where(count > 0, value, running_mean))
-
-
-def resize(images: jax.Array, size: int, interpolation: str = "bilinear") -> jax.Array:
-    """Antialiased resize, as Pillow's: [B, H, W, 3] in [0, 255] -> float32 [B, size, size, 3].
-
-    The weights of `jax.image.resize`, applied to rows and then to columns; `interpolation` is a key
-    of KERNELS. What goes beyond the range, as bicubic does at edges, is clipped.
-    """
-    height, width = images.shape[1:3]
-    if (height, width) == (size, size):
-        return images.astype(jnp.float32)
-    rows, columns = (_weights(old, size, interpolation) for old in (height, width))
-    resized = (_resize_on_cpu if _on_cpu() else _resize)(images, rows, columns)
-    return resized if min(rows.min(), columns.min()) >= 0 else jnp.clip(resized, 0, 255)
-
-
-def _resize(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    # A weight matrix for all channels at once moves more bytes, and has products for which jax
-    # 0.10.1 finds no tiles on GPUs.
-    images = jnp.einsum("hs,bhwc->bswc", rows, images.astype(jnp.float32), precision=HIGHEST)
-    return jnp.einsum("wt,bswc->bstc", columns, images, precision=HIGHEST)
-
-
-def _resize_on_cpu(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """`resize` with the channels kept interleaved, so that nothing is transposed."""
-    batch, height, width, channels = images.shape
-    images = _weigh_taps(rows, images.reshape(batch, height, width * channels))
-    # In bands, which leave out most of the zeros.
-    return jnp.concatenate([
-        jnp.einsum("bsw,wt->bst", images[..., used], band, precision=HIGHEST)
-        for used, band in _bands(np.kron(columns, np.eye(channels, dtype=np.float32)))
-    ], axis=-1).reshape(batch, rows.shape[1], columns.shape[1], channels)
-
-
-def _bands(weights: np.ndarray, count: int = 6) -> list[tuple[slice, np.ndarray]]:
-    """Splits a banded matrix into groups of columns, each with the rows in which it is not zero."""
-    bands = []
-    for band in np.array_split(weights, count, axis=1):
-        used = np.flatnonzero(band.any(axis=1))
-        rows = slice(used[0], used[-1] + 1)
-        bands.append((rows, band[rows]))
-    return bands
-
-
-def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:
-    """einsum("hs,bhw->bsw") by the few nonzero weights of each column: no operand is transposed."""
-    (old, new), used = weights.shape, weights != 0
-    first, last = np.argmax(used, axis=0), old - 1 - np.argmax(used[::-1], axis=0)
-    taps = int((last - first).max()) + 1
-    first = np.minimum(first, old - taps)
-    return sum(
-        images[:, first + tap].astype(jnp.float32) * weights[first + tap, np.arange(new)][:, None]
-        for tap in range(taps)
-    )
-
-
-def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.maximum(0, 1 - x)
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys's kernel with a = -1/2, as Pillow and `jax.image.resize` have it."""
-    inner, outer = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
-    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
-
-
-KERNELS = {"bilinear": _triangle, "bicubic": _cubic}  # of the distance in pixels, from 0
-
-
-@functools.cache
-def _weights(old: int, new: int, interpolation: str) -> np.ndarray:
-    """float32 [old, new]: the kernel, widened when shrinking, columns of sum 1."""
-    scale = max(old / new, 1)
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = KERNELS[interpolation](np.abs(np.arange(old)[:, None] - centre) / scale)
-    return (weights / weights.sum(0)).astype(np.float32)
