@@ -22,8 +22,8 @@ def get_config(argument: str = "") -> ConfigDict:
         "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
         "init_from": "",  # workdir of a run, or of an import, whose weights to begin with; "": none
         "data": {
-            "name": "imagenet2012",  # a tfds data set, or "folder" (train/<class>/*, val/<class>/*)
-            "dir": "",  # where it lies; "" is tfds's own default directory
+            "name": "imagenet2012",  # tfds data set, "folder", or "records" (converted Parquet)
+            "dir": "",  # where it lies (folder: train/<class>/*, val/<class>/*); "": tfds's default
             "train_split": "train",  # tfds split, or folder, to train on
             "val_split": "validation",  # tfds split, or folder, to evaluate on
             "classes": "",  # a file of the classes to keep, one a line; "imagenet100"; "": all
@@ -36,6 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "preprocessing": {  # of pixels from 0 to 255: what the weights expect
             "mean": (123.675, 116.28, 103.53),  # subtracted, of red, green and blue
             "deviation": (58.395, 57.12, 57.375),  # divided by
+            "interpolation": "bilinear",  # of resizing, antialiased: "bilinear" or "bicubic"
             "val_crop": 0.875,  # share of a side that the central crop keeps in validation
         },
         "classifier": {
@@ -80,8 +81,8 @@ def get_config(argument: str = "") -> ConfigDict:
             "decay_epochs": 20.0,  # multiply the rate by decay_factor every so many epochs
             "decay_factor": 0.1,  # see decay_epochs
             "label_smoothing": 0.0,  # share of a label's weight spread over all classes
-            "distillation": 0.0,  # how far all but the base learn the teacher, not labels: 0-1
-            "teacher": "base",  # the base's answers, or the "ensemble": all resolutions' mean
+            "distillation": 0.0,  # how far the teacher's answers are learnt, not labels: 0 to 1
+            "teacher": "base",  # the base, of the others; "ensemble": the mean of all, of all
             "mixup": 0.0,  # alpha of the Beta by which images and labels are mixed; 0: no
             "cutmix": 0.0,  # alpha of the Beta by which boxes are pasted; both: either in turn
         },

@@ -1,12 +1,14 @@
-"""DRNet-ResNet-50 on ImageNet-1K (tables 3 and 5 of the paper).
+"""DRNet-ResNet-50 on ImageNet-1K, as the paper trains it (tables 3 to 5).
 
-A string argument sets keys of the router, or any key by its path:
-`--config configs/imagenet_resnet50.py:alpha=2.0` is the paper's second row.
+A string argument names variants (configs/variants.py), and sets keys of the router, or any key by
+its path: `--config configs/imagenet_resnet50.py:alpha=2.0` is the row of that alpha, `:eta=0` the
+one of none, `:single` and `:single,resolutions=(192,)` are the baselines, and `:imagenet100,...`
+the rows of tables 1 and 2.
 """
 
 from ml_collections import ConfigDict
 
-from drnet_jax.config_files import default_beside, override
+from drnet_jax.config_files import default_beside, override, variants_beside
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -16,4 +18,4 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.predictor_rate = 0.1
     config.budget = 0.0
     config.classifier.classes = 1000  # known beforehand: costs need no data set
-    return override(config, argument)
+    return override(config, argument, variants_beside(__file__))

@@ -10,18 +10,20 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from drnet_jax import transfer
 from drnet_jax.checkpoint import Meta, find_checkpoint
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source
-from drnet_jax.devices import data_mesh
+from drnet_jax.data.transforms import Square
+from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.evaluation.evaluate import Evaluation, evaluate
@@ -29,6 +31,7 @@ from drnet_jax.evaluation.files import by_class
 from drnet_jax.evaluation.table import host_batches
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.predict import Answer, Image, check_images, predict
+from drnet_jax.transfer import Variables
 
 FEW = 8  # images at most that are not worth a batch of the configured size
 
@@ -37,14 +40,15 @@ class Model:
     """A checkpoint, ready to answer."""
 
     def __init__(
-        self, meta: Meta, config: Config, variables: tuple[Any, Any], priced: Meta | None
+        self, meta: Meta, config: Config, variables: Variables, priced: Meta | None,
+        classes: tuple[str, ...] | None = None,
     ):
-        """See `load`, which reads all of this from a checkpoint."""
+        """See `load`, which reads all of this from a checkpoint; `variables` are of `classes`."""
         self.meta = meta
         self.config = config
-        self.classes = meta.classes
+        self.classes = classes or meta.classes
         self.resolutions = meta.config.resolutions
-        self.costs: Costs = model_costs(meta.config, len(meta.classes))
+        self.costs: Costs = model_costs(meta.config, len(self.classes))
         self.budget = meta.config.budget * GIGA  # multiply-adds; 0: none
         self._variables = variables
         self._priced = priced  # of which the prices of this checkpoint are
@@ -52,13 +56,14 @@ class Model:
     @functools.cached_property
     def engine(self) -> Engine:
         """The compiled networks, for batches of `config.evaluation.batch_size`."""
-        return self._engine(self.config.evaluation.batch_size)
+        return self.engine_for(self.config.evaluation.batch_size)
 
     @functools.cached_property
     def _engine_of_few(self) -> Engine:
-        return self._engine(FEW)
+        return self.engine_for(FEW)
 
-    def _engine(self, batch_size: int) -> Engine:
+    def engine_for(self, batch_size: int) -> Engine:
+        """A new engine for batches of a size."""
         drnet = DRNet.from_config(self.meta.config, len(self.classes))
         engine = Engine(drnet, self.costs, batch_size)
         engine.load(*self._variables)
@@ -122,11 +127,15 @@ class Model:
         return self.measure(self.source(folder), budget).report
 
     def source(self, folder: str | os.PathLike | None = None) -> Source:
-        """The labelled images that `evaluate` measures the model on; UserError as there."""
+        """The labelled images that `evaluate` measures the model on; UserError as there.
+
+        Where it answers among some classes only, images of others are left out.
+        """
         data = self.config.data
         if folder is not None:
             data = dataclasses.replace(data, name="folder", dir=os.fspath(folder))
-        return open_source(data, training=False, classes=self.classes)
+        part = self.classes != self.meta.classes
+        return open_source(data, training=False, classes=self.classes, leave_out=part)
 
     def measure(self, source: Source, budget: float | None = None) -> Evaluation:
         """`evaluate` on an open source, with all that was found of each image."""
@@ -141,7 +150,8 @@ class Model:
         classes = by_class(found.table, found.routed, self.costs, self.classes)
         header = {
             "checkpoint": self.meta.step, "stage": self.meta.stage, "seed": self.config.seed,
-            "predictor_trained": self.predictor_trained, "first_image": source.key(0),
+            "predictor_trained": self.predictor_trained, "answers_among": len(self.classes),
+            "first_image": source.key(0),
         }
         footer = {"classes": classes, "notes": list(source.notes)}
         return dataclasses.replace(found, report=header | found.report | footer)
@@ -152,19 +162,23 @@ class Model:
         return self.meta.stage == STAGES[-1] or self.costs.classifies
 
     @property
-    def square(self) -> int:
-        """What images are resized to, before the base size is cropped, in pixels."""
-        return self.meta.preprocessing["resize"]
+    def square(self) -> Square:
+        """What images are squashed to before the base size is cropped."""
+        return Square.of(self.meta.preprocessing)
 
     @property
     def price(self) -> float | None:
-        """At which options are charged for `budget`; None if no validation has found it."""
+        """At which options are charged for `budget`; None if no validation has found it.
+
+        Where the predictor tells how sure it is of the classes, prices are of all the classes.
+        """
         return self._price(self.budget)
 
     def _price(self, budget: float) -> float | None:
         if not budget or len(self.costs.options) == 1:
             return 0.0
-        if self._priced is None:
+        part = len(self.classes) < len(self.meta.classes)
+        if self._priced is None or (part and self.costs.classifies):
             return None
         if math.isclose(budget, self._priced.config.budget * GIGA):
             return self._priced.metrics["price"]
@@ -175,16 +189,21 @@ class Model:
         self.costs.check_budget(budget)
         price = self._price(budget)
         if price is None:
+            reason = (
+                f"neither it nor one before it in stage {self.meta.stage} was validated with its "
+                "config.router.objective" if self._priced is None else
+                f"its predictor was validated among all {len(self.meta.classes)} classes"
+            )
             raise UserError(
                 f"budget: expected 0, for none, received {budget:g}; for this checkpoint (step "
-                f"{self.meta.step}) no price of a budget is known, as neither it nor one before it "
-                f"in stage {self.meta.stage} was validated with its config.router.objective"
+                f"{self.meta.step}) no price of a budget is known, as {reason}"
             )
         return price
 
 
 def load(
-    path: str | os.PathLike, checkpoint: str = "last", config: Config | None = None
+    path: str | os.PathLike, checkpoint: str = "last", config: Config | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Model:
     """Opens a trained model, with nothing but its checkpoint.
 
@@ -192,16 +211,41 @@ def load(
         path: the workdir of a run, or a checkpoint's directory in it (workdir/checkpoints/STEP).
         checkpoint: "last" or "best" of the workdir.
         config: whose `data`, `evaluation` and `seed` to use instead of the checkpoint's.
+        classes: those of the checkpoint's among which to answer; None: all.
 
     Raises:
-        UserError: if there is no checkpoint.
+        UserError: if there is no checkpoint, or it does not know the classes.
     """
-    path = os.path.expanduser(path)
+    path, mesh = os.path.expanduser(path), data_mesh()
     checkpoints, step = find_checkpoint(path, checkpoint)
     try:
         meta = checkpoints.meta(step)
-        variables = checkpoints.restore_model(step, data_mesh())
+        variables = checkpoints.restore_model(step, mesh)
         priced = checkpoints.priced(step)
     finally:
         checkpoints.close()
-    return Model(meta, config or meta.config, variables, priced)
+    if classes is not None:
+        classes = tuple(classes)
+        rows = _rows(classes, meta.classes)
+        axes = transfer.class_axes(meta.config, len(meta.classes))
+        pick = functools.partial(
+            transfer.pick_classes, axes=axes, classes=len(meta.classes), kept=rows
+        )
+        variables = jax.jit(pick, out_shardings=replicated(mesh))(variables)
+    return Model(meta, config or meta.config, variables, priced, classes)
+
+
+def _rows(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...]:
+    """The labels of classes to answer among; UserError if these will not do."""
+    rows = transfer.rows_of(classes, known)
+    if rows is None:
+        unknown = [name for name in classes if name not in known]
+        raise UserError(
+            f"classes: expected some of the model's {len(known)} ({', '.join(known[:3])}, ...), "
+            f"received {len(unknown)} that it does not know, such as {unknown[0]!r}"
+        )
+    if len(set(rows)) < max(2, len(rows)):
+        raise UserError(
+            f"classes: expected two or more, each once, received {', '.join(classes) or 'none'}"
+        )
+    return rows

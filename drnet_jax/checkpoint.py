@@ -1,9 +1,9 @@
 """Checkpoints: everything needed to go on, or to evaluate, from a directory alone (orbax).
 
-A checkpoint holds three items: `model` (params, batch_stats), `training` (step, optimiser state)
-and `meta` (what it is: stage, config, classes, preprocessing, progress). Each is written under a
-temporary name and renamed when whole, so a kill never leaves half of one. Nothing in it depends on
-how many processes or devices wrote it.
+A checkpoint holds three items: `model` (params, batch_stats), `training` (step, optimiser state,
+and the weights of which `model` may be an average) and `meta` (what it is: stage, config, classes,
+preprocessing, progress). Each is written under a temporary name and renamed when whole, so a kill
+never leaves half of one. Nothing in it depends on how many processes or devices wrote it.
 """
 
 import dataclasses
@@ -65,8 +65,7 @@ class Meta:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {
             "config": json.loads(self.config.to_json()),
-            "classes": list(self.classes),
-            "resolutions": list(self.resolutions),
+            "classes": list(self.classes), "resolutions": list(self.resolutions),
         }
 
     @classmethod
@@ -88,7 +87,8 @@ def preprocessing(config: Config) -> dict[str, Any]:
     """How an image becomes an input: squashed to "resize" pixels, cropped to "crop", normalised."""
     base, expected = config.resolutions[0], config.preprocessing
     return {
-        "resize": transforms.square_for(base, expected.val_crop), "crop": base,
+        "resize": transforms.square_for(base, expected.val_crop).side, "crop": base,
+        "interpolation": expected.interpolation,
         "mean": list(expected.mean), "deviation": list(expected.deviation),
     }
 

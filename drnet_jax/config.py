@@ -30,6 +30,7 @@ class Data:
 class Preprocessing:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    interpolation: str
     val_crop: float
 
 
@@ -90,6 +91,10 @@ class Stage:
     decay_epochs: float
     decay_factor: float
     label_smoothing: float
+
+    def steps(self, per_epoch: int) -> int:
+        """Of the whole stage; epochs may be parts of one."""
+        return max(1, round(self.epochs * per_epoch)) if self.epochs else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +159,5 @@ class Config:
         return getattr(self, name)
 
     def steps(self, stage: str, images: int) -> int:
-        """Steps of a stage with so many training images; epochs may be parts of one."""
-        epochs, per_epoch = self.stage(stage).epochs, images // self.batch_size
-        return max(1, round(epochs * per_epoch)) if epochs else 0
+        """Steps of a stage with so many training images."""
+        return self.stage(stage).steps(images // self.batch_size)

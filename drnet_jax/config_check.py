@@ -61,6 +61,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
+    "preprocessing.interpolation": ("bilinear", "bicubic"),
     "router.objective": ("gumbel", "outcome"),
     "router.gumbel.estimator": ("selected", "dense"),
     "optimizer.name": ("sgd", "rmsprop"),

@@ -9,11 +9,14 @@ import os
 import re
 import runpy
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from drnet_jax.errors import UserError, first_line
+
+Variant = Callable[[ConfigDict], None]  # sets keys, in place
 
 EXPECTED = "a Python file that defines get_config(), as configs/default.py does"
 
@@ -76,25 +79,46 @@ def default_beside(file: str) -> ConfigDict:
     return runpy.run_path(str(Path(file).with_name("default.py")))["get_config"]()
 
 
-def override(config: ConfigDict, argument: str) -> ConfigDict:
+def variants_beside(file: str) -> tuple[Variant, ...]:
+    """The VARIANTS of the variants.py in the same directory as `file`, a config's `__file__`."""
+    return runpy.run_path(str(Path(file).with_name("variants.py")))["VARIANTS"]
+
+
+def override(
+    config: ConfigDict, argument: str, variants: Sequence[Variant] = ()
+) -> ConfigDict:
     """Sets keys from the text after the colon of `--config FILE:ARGUMENT`, in place.
 
     Args:
         config: what to override.
         argument: "key=value,...". A key is one of the `router.gumbel` group ("alpha=2.5,eta=0.2")
-            or a path from the root ("seed=1,resolutions=(224,112)"); "" overrides nothing.
+            or a path from the root ("seed=1,resolutions=(224,112)"); "" overrides nothing. The name
+            of a variant may stand among them.
+        variants: functions that can be named; those that are go first, in this order.
 
     Returns:
         `config`.
 
     Raises:
-        UserError: for an unknown key, a value of the wrong type, or text of another form.
+        UserError: for an unknown variant or key, a value of the wrong type, or text of another
+            form.
     """
     # Commas within brackets belong to a tuple.
-    for item in re.split(r",(?![^(]*\))", argument) if argument else ():
+    items = re.split(r",(?![^(]*\))", argument) if argument else []
+    named = [item for item in items if "=" not in item]
+    known = [variant.__name__ for variant in variants]
+    if unknown := [name for name in named if name not in known]:
+        of_variants = f"{', '.join(known)}, or " if known else ""
+        raise UserError(
+            f"config argument: expected {of_variants}key=value,..., received {unknown[0]!r}"
+        )
+    for variant in variants:
+        if variant.__name__ in named:
+            variant(config)
+    for item in items:
         key, equals, text = item.partition("=")
         if not equals:
-            raise UserError(f"config argument: expected key=value,..., received {item!r}")
+            continue
         path = f"router.gumbel.{key}" if key in config.router.gumbel else key
         *groups, leaf = path.split(".")
         group = config

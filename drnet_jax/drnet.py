@@ -39,6 +39,7 @@ class DRNet:
     scores: Callable[[jax.Array], jax.Array]  # of the options' logits, see `routing.SCORES`
     mean: tuple[float, ...] = images.MEAN  # of the pixels that the networks expect
     deviation: tuple[float, ...] = images.DEVIATION
+    interpolation: str = "bilinear"  # by which images were resized that the networks know
 
     @classmethod
     def from_config(cls, config: Config, classes: int) -> "DRNet":
@@ -66,6 +67,7 @@ class DRNet:
             scores=routing.SCORES[config.router.objective],
             mean=config.preprocessing.mean,
             deviation=config.preprocessing.deviation,
+            interpolation=config.preprocessing.interpolation,
         )
 
     @property
@@ -134,7 +136,7 @@ class DRNet:
         return Prediction(options, classes if self.classifies else None), moments
 
     def _view(self, batch: jax.Array, size: int) -> jax.Array:
-        return images.view(batch, size, self.mean, self.deviation)
+        return images.view(batch, size, self.mean, self.deviation, self.interpolation)
 
 
 def _init(network: nn.Module, key: jax.Array, size: int) -> Tree:

@@ -24,8 +24,8 @@ def normalise(
 
 def view(
     images: jax.Array, size: int, mean: tuple[float, ...] = MEAN,
-    deviation: tuple[float, ...] = DEVIATION,
+    deviation: tuple[float, ...] = DEVIATION, interpolation: str = "bilinear",
 ) -> jax.Array:
     """What a network at `size` sees of uint8 images [B, H, W, 3]: float32 [B, size, size, 3]."""
     # Resized first, there is less to normalise; the weights of a pixel sum to 1.
-    return normalise(resize(images, size), mean, deviation)
+    return normalise(resize(images, size, interpolation), mean, deviation)

@@ -217,6 +217,41 @@ def test_prices_of_an_earlier_validation_are_for_its_objective_and_budget(
     other.predict([], budget=0)
 
 
+def test_among_some_classes_a_predictor_that_classifies_has_no_price(
+    evaluated, rows, tmp_path, capsys
+):
+    """It is surer of fewer classes, so that prices that were found among all do not hold."""
+    part = drnet_jax.load(evaluated, classes=("class2", "class0"))
+    paths = [row["filename"] for row in rows]
+    assert part.price is None and part.costs.classifies
+    with pytest.raises(UserError, match=r"was validated among all 3 classes\Z"):
+        part.predict(paths)
+    assert {answer.label for answer in part.predict(paths, budget=0)} == {"class0", "class2"}
+    # An evaluation finds its own; images of the other class are left out.
+    report = part.evaluate()
+    assert report["images"] == 10 and list(report["classes"]) == ["class2", "class0"]
+    assert report["budget"]["multiply_adds"] == pytest.approx(part.budget, rel=0.02)
+    assert report["speed"]["differing"] == 0
+    assert report["notes"] == [f"{Path(paths[0]).parents[1]}: left out 1 folder of other classes: "
+                               "class1"]
+
+    (tmp_path / "classes.txt").write_text("class2\n\nclass0\n")
+    command = "predict", "--workdir", str(evaluated), "--classes", str(tmp_path / "classes.txt")
+    assert runs.call(*command, "--budget=0", paths[0]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] == "class0"
+    assert runs.call(*command, paths[0]) == 2
+    assert "no price of a budget is known" in capsys.readouterr().err
+
+
+def test_among_some_classes_a_predictor_that_only_chooses_keeps_its_prices(model):
+    """What it says of an image does not depend on the classes."""
+    predictor = dataclasses.replace(model.config.predictor, classifies=False)
+    meta = checkpoint_of(model, predictor=predictor)
+    part = api.Model(meta, meta.config, None, meta, ("class0", "class2"))
+    whole = api.Model(meta, meta.config, None, meta)
+    assert part.price == whole.price is not None
+
+
 def test_a_tilde_is_the_home_directory(model, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
@@ -250,15 +285,15 @@ def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
                      rows[0]["filename"]) == 0
     out, err = capsys.readouterr()
     one, two, same = map(json.loads, out.splitlines())
-    assert one["label"] == same["label"] == rows[0]["prediction"]
+    assert one["label"] == one["name"] == same["label"] == rows[0]["prediction"]
     assert "cannot be decoded" in two["error"] and "label" not in two
     assert "passed over 1 file that is no image (.txt): three.txt" in err
     assert "1 of 3 images could not be read" in err
     assert runs.call("predict", "--workdir", str(evaluated), "--format=csv",
                      rows[0]["filename"]) == 0
     header, line = csv.reader(capsys.readouterr().out.splitlines())
-    assert header == ["image", "label", "probability", "network", "resolution", "multiply_adds",
-                      "error"]
+    assert header == ["image", "label", "name", "probability", "network", "resolution",
+                      "multiply_adds", "error"]
     assert dict(zip(header, line, strict=True))["label"] == rows[0]["prediction"]
 
 

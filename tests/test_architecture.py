@@ -14,8 +14,9 @@ FILES = sorted((ROOT / "drnet_jax").rglob("*.py"))
 ORDER = [
     "errors", "config", "config_check", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
-    "drnet", "products", "cost", "devices", "data",
-    "checkpoint", "inference", "evaluation", "api", "train", "benchmark", "plan",
+    "drnet", "transfer", "products", "cost", "devices", "data",
+    "checkpoint", "weights", "inference", "evaluation", "api", "train", "adapt", "benchmark",
+    "plan", "reproduce",
     "commands", "main", "__main__",
 ]
 LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7

@@ -19,7 +19,8 @@ CONFIG = str(runs.REPOSITORY / "configs" / "imagenet_resnet50.py")
 
 def test_every_command_is_a_module_of_its_name():
     modules = {path.stem for path in (runs.REPOSITORY / "drnet_jax/commands").glob("[a-z]*.py")}
-    assert modules - {"shared"} == set(commands.COMMANDS)
+    names = {name.replace("-", "_") for name in commands.COMMANDS}
+    assert modules - {"shared"} == names
 
 
 @pytest.mark.parametrize(("arguments", "name", "rest"), [

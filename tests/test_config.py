@@ -11,6 +11,7 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from drnet_jax import config_files
 from drnet_jax.commands.shared import define_config
 from drnet_jax.config_check import RANGES, parse
 from drnet_jax.config_files import override
@@ -18,7 +19,19 @@ from drnet_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CONFIGS = sorted(set((ROOT / "configs").glob("*.py")) - {ROOT / "configs" / "variants.py"})
+# What the rows of the paper's tables take, and our training of the same networks: what these change
+# of the file's config is in golden/variants.json.
+VARIED = [
+    "imagenet_resnet50:eta=0", "imagenet_resnet50:alpha=3.0", "imagenet_resnet50:single",
+    "imagenet_resnet50:single,resolutions=(192,)", "imagenet_resnet50:imagenet100,single",
+    "imagenet_resnet50:imagenet100", "imagenet_resnet50:imagenet100,shared_norm",
+    "imagenet_resnet50:imagenet100,eta=0.5,alpha=3.0", "imagenet_resnet50:modern",
+    "imagenet_resnet50:imagenet100,modern", "imagenet_resnet101:single",
+    "imagenet_resnet101:modern", "imagenet_mobilenetv2:single",
+    "imagenet_mobilenetv2:single,resolutions=(192,)",
+    "imagenet_mobilenetv2:single,classifier.width=0.75", "imagenet_mobilenetv2:modern",
+]
 
 
 def load(path=ROOT / "configs" / "default.py"):
@@ -40,8 +53,28 @@ def test_resolved_config_is_golden(path, update_golden):
     assert text == golden.read_text(), "if it is meant, run pytest with --update-golden"
 
 
+def varied(argument):
+    """The checked config of "FILE:ARGUMENT" by dotted key."""
+    file, _, words = argument.partition(":")
+    config = parse(config_files.load(f"{ROOT / 'configs' / file}.py" + f":{words}" * bool(words)))
+    return traverse_util.flatten_dict(json.loads(config.to_json()), sep=".")
+
+
+def test_variants_are_golden(update_golden):
+    found = {}
+    for each in VARIED:
+        plain = varied(each.partition(":")[0])
+        changed = {key: value for key, value in varied(each).items() if value != plain[key]}
+        found[each] = {key: changed[key] for key in sorted(changed)}
+    golden, text = GOLDEN / "variants.json", json.dumps(found, indent=2) + "\n"
+    if update_golden:
+        golden.write_text(text)
+    assert text == golden.read_text(), "if it is meant, run pytest with --update-golden"
+
+
 def test_no_golden_file_is_left_over():
-    assert {path.stem for path in GOLDEN.iterdir()} <= {path.stem for path in CONFIGS}
+    stems = {path.stem for path in CONFIGS} | {"variants"}
+    assert {path.stem for path in GOLDEN.iterdir()} <= stems
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -236,6 +269,43 @@ def test_override_by_router_key_and_by_path():
     )
     assert (config.router.gumbel.alpha, config.router.gumbel.estimator) == (2.0, "dense")
     assert (config.seed, config.resolutions, config.data.dir) == (1, (224, 112), "/a")
+
+
+def test_variants_are_applied_in_their_order_and_before_keys():
+    def low(config):
+        config.seed, config.batch_size = 1, 10
+
+    def high(config):
+        config.seed = 2
+
+    for argument in ("high,low", "low,high", "low,log_every=7,high"):
+        config = override(load(), argument, (low, high))
+        assert (config.seed, config.batch_size) == (2, 10)
+        assert (config.log_every == 7) == ("log_every" in argument)
+    assert override(load(), "seed=3,high", (low, high)).seed == 3
+    assert override(load(), "", (low, high)) == load()
+
+
+@pytest.mark.parametrize("words", ["modern,single", "single,modern"])
+def test_a_single_resolution_has_nothing_to_route_however_it_is_trained(words):
+    config = varied(f"imagenet_resnet50:{words}")
+    assert config["resolutions"] == [224] and config["pretrain.schedule"] == "cosine"
+    assert not config["predictor.classifies"] and config["pretrain.distillation"] == 0
+    assert config["finetune.epochs"] == 0
+
+
+def test_every_variant_says_what_it_is():
+    for variant in config_files.variants_beside(str(ROOT / "configs" / "default.py")):
+        assert variant.__doc__, variant.__name__
+
+
+def test_an_unknown_variant_is_told_with_those_that_there_are():
+    file = str(ROOT / "configs" / "imagenet_resnet101.py")
+    with pytest.raises(UserError) as raised:
+        config_files.load(f"{file}:modern,simple")
+    assert str(raised.value) == (
+        "config argument: expected modern, imagenet100, shared_norm, single, or key=value,..., "
+        "received 'simple'")
 
 
 def test_override_by_nothing():

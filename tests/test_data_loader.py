@@ -23,7 +23,8 @@ ORDER_OF_SEED_3 = [0, 3, 1, 2, 4, 5, 6, 7, 9, 8, 5, 8, 9, 1, 2, 3, 6, 0, 7, 4]
 def settings(directory, **overrides):
     values = {
         "name": "folder", "dir": str(directory), "train_split": "train", "val_split": "train",
-        "crop_area": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "workers": 0, "threads": 4,
+        "classes": "", "images_per_class": 0, "crop_area": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3),
+        "workers": 0, "threads": 4,
     }
     return config.Data(**values | overrides)
 

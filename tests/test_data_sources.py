@@ -20,7 +20,8 @@ from drnet_jax.errors import UserError
 def settings(name, directory, train_split="train", val_split="val"):
     return config.Data(
         name=name, dir=str(directory), train_split=train_split, val_split=val_split,
-        crop_area=(0.08, 1.0), crop_ratio=(0.75, 4 / 3), workers=0, threads=2,
+        classes="", images_per_class=0, crop_area=(0.08, 1.0), crop_ratio=(0.75, 4 / 3),
+        workers=0, threads=2,
     )
 
 

@@ -157,10 +157,12 @@ def test_decode_refuses_a_damaged_png():
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (90, 500), (50, 60)])
-def test_resize_is_the_one_of_the_device(shape):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resize_is_the_one_of_the_device(shape, interpolation):
     image = smooth(*shape)
-    on_device = images.resize(jnp.asarray(image, jnp.float32)[None], 64)[0]
-    np.testing.assert_allclose(transforms.resize(image, 64, 64), on_device, atol=1.01)
+    on_device = images.resize(jnp.asarray(image, jnp.float32)[None], 64, interpolation)[0]
+    np.testing.assert_allclose(
+        transforms.resize(image, 64, 64, interpolation), on_device, atol=1.2)
 
 
 def test_crop_boxes_lie_inside_and_keep_area_and_ratio():
@@ -241,17 +243,19 @@ def test_flip_mirrors_half_of_the_images():
     assert 160 < flipped < 240
 
 
-def test_validation_squashes_to_256_and_crops_224():
-    image = smooth(300, 500)
-    square = Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR)
-    expected = np.asarray(square)[16:240, 16:240]
-    np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, 256, 224), expected)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_validation_squashes_to_256_and_crops_224(interpolation):
+    image, square = smooth(300, 500), transforms.square_for(224, 0.875, interpolation)
+    squashed = Image.fromarray(image).resize((256, 256), Image.Resampling[interpolation.upper()])
+    expected = np.asarray(squashed)[16:240, 16:240]
+    np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, square, 224), expected)
 
 
-@pytest.mark.parametrize(("size", "square"), [(224, 256), (64, 73), (32, 37), (112, 128)])
-def test_validation_only_crops_what_has_the_size(size, square):
-    image = np.random.default_rng(3).integers(0, 256, (square, square, 3), np.uint8)
-    assert transforms.square_for(size, 0.875) == square
-    start = (square - size) // 2
+@pytest.mark.parametrize(("size", "side"), [(224, 256), (64, 73), (32, 37), (112, 128)])
+def test_validation_only_crops_what_has_the_size(size, side):
+    image = np.random.default_rng(3).integers(0, 256, (side, side, 3), np.uint8)
+    square = transforms.square_for(size, 0.875)
+    assert square == (side, "bilinear")
+    start = (side - size) // 2
     expected = image[start : start + size, start : start + size]
     np.testing.assert_array_equal(transforms.resize_and_centre_crop(image, square, size), expected)

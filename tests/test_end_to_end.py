@@ -13,6 +13,7 @@ import pytest
 from drnet_jax.checkpoint import Checkpoints, Meta, newest, open_existing
 from drnet_jax.data.loader import train_batches
 from drnet_jax.data.sources import open_source
+from drnet_jax.data.subset import classes_named
 from drnet_jax.devices import data_mesh
 from drnet_jax.train import loop
 from tests import runs
@@ -45,6 +46,7 @@ def kill_when(process, condition):
 
 def test_a_run_leaves_what_it_promises(finished):
     assert json.loads((finished / "config.json").read_text())["seed"] == 3
+    assert classes_named(str(finished / "classes.txt")) == ("class0", "class1", "class2")
     assert list((finished / "tensorboard").glob("events*"))
     programs = [line["program"] for line in lines(finished) if line["kind"] == "compile"]
     assert {"begin", "bucket 32px x8 of stage 1", "route", "bucket 32px x8"} <= set(programs)
@@ -110,9 +112,9 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     assert names == ["fixed 32", "fixed 24", "fixed 16", "fixed predictor", "routed", "random",
                      "oracle", "cascade"]
     assert report.keys() == {
-        "checkpoint", "stage", "seed", "predictor_trained", "first_image", "images", "batch_size",
-        "resolutions", "options", "policies", "budget", "router", "ceilings", "speed", "classes",
-        "notes"}
+        "checkpoint", "stage", "seed", "predictor_trained", "answers_among", "first_image",
+        "images", "batch_size", "resolutions", "options", "policies", "budget", "router",
+        "ceilings", "speed", "classes", "notes"}
     assert report["speed"] == {"images": 15, "differing": 0}
     assert report["ceilings"].keys() == {"resolutions", "mirror", "foresight"}
     assert report["router"].keys() == {"gains", "entropy", "agreement", "foretold"}

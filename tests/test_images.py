@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drnet_jax import images
+from drnet_jax import images, ops, resolutions
+from tests.tiny import random_variables, tiny_drnet
 
 RANDOM = np.random.default_rng(0)
 PHOTO = np.asarray(  # smooth, with some noise on top
@@ -15,11 +16,10 @@ PHOTO = np.clip(PHOTO + RANDOM.normal(0, 20, PHOTO.shape), 0, 255).astype(np.uin
 NOISE = RANDOM.integers(0, 256, (224, 224, 3), np.uint8)  # the hardest case for a resize
 
 
-def pillow(image, size):
-    """Antialiased bilinear by Pillow in float, channel by channel (its RGB rounds to uint8)."""
+def pillow(image, size, method=Image.Resampling.BILINEAR):
+    """Antialiased resize by Pillow in float, channel by channel (its RGB rounds to uint8)."""
     channels = [
-        np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize(
-            (size, size), Image.Resampling.BILINEAR))
+        np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize((size, size), method))
         for c in range(3)
     ]
     return np.stack(channels, -1)
@@ -36,6 +36,17 @@ def test_resize_is_pillows_antialiased_bilinear(size):
         rounded = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(resized - rounded).max() < 1.05
         assert np.abs(resized - rounded).mean() < 0.4
+
+
+@pytest.mark.parametrize("size", [168, 112, 96, 300])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_bicubic_is_pillows_within_the_range_of_pixels(size, platform):
+    edges = np.uint8(255) * (PHOTO > 127)
+    with ops.traced_for(platform):
+        found = images.resize(jnp.stack([PHOTO, edges]), size, "bicubic")
+    expected = [pillow(image, size, Image.Resampling.BICUBIC) for image in (PHOTO, edges)]
+    assert np.min(expected) < -1 and np.max(expected) > 256
+    np.testing.assert_allclose(found, np.clip(expected, 0, 255), atol=5e-3)
 
 
 def test_resize_to_the_same_size_changes_no_bit():
@@ -63,3 +74,20 @@ def test_a_network_sees_pixels_as_its_weights_expect_them():
     batch = np.array([[[[127, 255, 0]]]], np.uint8)
     found = images.view(batch, 1, (127.0,) * 3, (128.0,) * 3)
     np.testing.assert_allclose(found[0, 0, 0], [0, 1, -127 / 128])
+    found = images.view(NOISE[None], 96, interpolation="bicubic")
+    expected = np.clip(pillow(NOISE, 96, Image.Resampling.BICUBIC), 0, 255)
+    np.testing.assert_allclose(found[0], images.normalise(expected[None])[0], atol=1e-3)
+
+
+def test_a_drnet_resizes_as_its_config_says():
+    batch = np.stack([PHOTO, NOISE])[:, :16, :16]
+    found = {}
+    for interpolation in ("bilinear", "bicubic"):
+        drnet = tiny_drnet({"preprocessing.interpolation": interpolation})
+        params, stats = jax.tree.map(jnp.asarray, random_variables(drnet))
+        found[interpolation], _ = drnet.classify(2, params, stats, batch)
+        variables = resolutions.plain_variables(params, stats, "8")
+        view = images.view(batch, 8, interpolation=interpolation)
+        expected = drnet.classifier.apply(variables, view, False)
+        np.testing.assert_allclose(found[interpolation], expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found["bilinear"] - found["bicubic"]).max() > 1e-3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from drnet_jax.evaluation import policies, runs
 from drnet_jax.evaluation import table as tables
 from drnet_jax.evaluation.table import Table, rank, tabulate
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import Queues, cascade, route
+from drnet_jax.inference.predict import _answered
+from drnet_jax.inference.queues import Answers, Queues, cascade, route
 from drnet_jax.routing import DONE, Cascade
 from tests.test_table import drnet_of, table_of
 from tests.tiny import (
@@ -585,3 +587,15 @@ def test_a_mix_of_options_runs_each_image_once():
     assert sorted(engine.queued) == list(range(1, 19))
     # The predictor's buckets are as full as the others'.
     assert sorted(option for option, _ in engine.calls) == [0, 1, 2, 2, 2]
+
+
+def test_answers_name_synsets_in_words():
+    engine = SimpleNamespace(
+        drnet=SimpleNamespace(answering=lambda option: ("classifier", 64)),
+        costs=SimpleNamespace(routed=[100]),
+    )
+    log_p = np.log(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32))
+    answers = Answers(np.array([3, 5]), 0, log_p)
+    found = _answered(engine, ("n01440764", "mine"), {3: "a.jpg", 5: "b.jpg"}, answers)
+    assert [(ticket, answer.label, answer.name) for ticket, answer in found.items()] == [
+        (3, "n01440764", "tench"), (5, "mine", "mine")]

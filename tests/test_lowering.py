@@ -18,11 +18,12 @@ from drnet_jax.inference.engine import (
 )
 from drnet_jax.ops import traced_for
 from drnet_jax.resolutions import only
+from drnet_jax.train.finetune_step import FinetuneStep
 from drnet_jax.train.objectives import OutcomeObjective
 from drnet_jax.train.optimizer import make_optimizer
+from drnet_jax.train.pretrain_step import PretrainStep
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import create_state
-from drnet_jax.train.step import FinetuneStep, PretrainStep
 from tests.tiny import OBJECTIVE, mesh_of, tiny_config
 
 # A bottleneck has 1x1 convolutions, the stem of the predictor 3 channels: both have forms for CPUs.
@@ -35,6 +36,11 @@ VALUES = {
 CONFIG, KNOWING = tiny_config(VALUES), tiny_config(VALUES | {"predictor.classifies": True})
 # Two inverted residual blocks, with squeeze-and-excitation.
 MOBILE = tiny_config(VALUES | {"classifier.name": "tests.tiny:TinyMobileNet"})
+MODERN = tiny_config(VALUES | {
+    "predictor.classifies": True, "pretrain.teacher": "ensemble", "pretrain.label_smoothing": 0.1,
+    "pretrain.mixup": 0.2, "pretrain.cutmix": 1.0, "pretrain.schedule": "cosine",
+    "optimizer.name": "rmsprop", "optimizer.ema": 0.999,
+})
 BATCH = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
          "label": jax.ShapeDtypeStruct((8,), np.int32)}
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -45,27 +51,30 @@ GUMBEL = dataclasses.replace(OBJECTIVE, costs=(100, 20))
 # Of each group those that no group before it has: buckets know no objective, one stands for those
 # of other resolutions, and of the dense estimator only the pass over all of them is its own.
 OWN = {
-    "pretrain": "", "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update",
-    "dense": "dense", "inference": "", "mobile": "bucket 24px",
+    "pretrain": "", "modern": "ensemble|update|mix",
+    "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update", "dense": "dense",
+    "inference": "", "mobile": "bucket 24px",
 }
 
 
 def programs(which):
     """The programs of a stage, or of inference, with their arguments' shapes."""
-    config = {"gumbel": CONFIG, "dense": CONFIG, "mobile": MOBILE}.get(which, KNOWING)
+    config = {"gumbel": CONFIG, "dense": CONFIG, "modern": MODERN, "mobile": MOBILE}.get(
+        which, KNOWING)
     drnet, mesh = DRNet.from_config(config, config.classifier.classes), mesh_of(1)
     stage, objective, estimator = {
         "pretrain": ("pretrain", OUTCOME, "selected"),
+        "modern": ("pretrain", OUTCOME, "selected"),
         "outcome": ("finetune", OUTCOME, "selected"),
         "gumbel": ("finetune", GUMBEL, "selected"),
         "dense": ("finetune", GUMBEL, "dense"),
         "mobile": ("finetune", GUMBEL, "selected"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
-    shared = drnet, make_optimizer(config, stage, 1), mesh, Programs()
-    step = PretrainStep(*shared, distillation=0.5) if stage == "pretrain" else FinetuneStep(
+    shared = drnet, make_optimizer(config, stage, 1), config.optimizer.ema, mesh, Programs()
+    step = PretrainStep(*shared, config.pretrain) if stage == "pretrain" else FinetuneStep(
         *shared, objective, Sizes(4, 0), dense=estimator == "dense")
-    state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer), KEY)
+    state = jax.eval_shape(functools.partial(create_state, drnet, step.optimizer, step.ema), KEY)
     if which != "inference":
         return list(step.all_programs(state, BATCH, [[4], [8]]))
     trees = state.params, state.batch_stats

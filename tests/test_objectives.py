@@ -116,26 +116,46 @@ def test_outcome_loss_and_gradient_of_a_predictor_that_answers_by_numpy():
     np.testing.assert_allclose(grads.classes, by_hand, atol=1e-6)
 
 
+def test_smoothing_changes_what_is_learnt_of_the_classes_and_no_outcome():
+    choice, entropy = np.array([0, 3, 2, 3]), np.array([0.1, 0, 0.7, 0], np.float32)
+    feedback = Feedback(
+        jnp.array(LABEL), jnp.zeros((4, 4)), jnp.array(choice), jnp.array(entropy),
+        jnp.zeros((4, 3)), mix=jnp.full(4, 0.25), count=8.0,
+    )
+    (smooth, told), (plain, expected) = (
+        dataclasses.replace(KNOWING, label_smoothing=smoothing).loss(
+            Prediction(jnp.array(OPTIONS), jnp.array(OWN)), feedback)
+        for smoothing in (0.1, 0.0))
+    assert told == expected
+    difference = 0.1 * -(log_softmax(OWN).mean(1) - log_softmax(OWN)[np.arange(4), LABEL]).sum()
+    np.testing.assert_allclose(8 * (smooth - plain), difference, rtol=1e-4)
+
+
 TEACHER = np.exp(log_softmax(np.random.default_rng(4).normal(size=(4, 5)))).astype(np.float32)
 TRUST = np.random.default_rng(5).uniform(size=(4, 3)).astype(np.float32)
 
 
-def pretrain_loss(label, distillation):
+def pretrain_loss(label, distillation, smoothing=0.0):
     """((loss, options' part), gradient with respect to what the predictor says)."""
+    settings = tiny_config({
+        "pretrain.distillation": distillation, "pretrain.label_smoothing": smoothing}).pretrain
+
     def loss(prediction):
-        return objectives.pretrain_loss(prediction, label, TEACHER, TRUST, distillation)
+        return objectives.pretrain_loss(prediction, {"label": label}, TEACHER, TRUST, settings)
 
     prediction = Prediction(jnp.array(OPTIONS), jnp.array(OWN))
     return jax.value_and_grad(loss, has_aux=True)(prediction)
 
 
-@pytest.mark.parametrize("distillation", [0.0, 0.25, 1.0])
-def test_the_loss_in_stage_1_and_its_gradient_by_numpy(distillation):
-    (value, told), grads = pretrain_loss(LABEL, distillation)
+@pytest.mark.parametrize(
+    ("distillation", "smoothing"), [(0.0, 0.0), (0.25, 0.0), (0.25, 0.1), (1.0, 0.1)])
+def test_the_loss_in_stage_1_and_its_gradient_by_numpy(distillation, smoothing):
+    (value, told), grads = pretrain_loss(LABEL, distillation, smoothing)
     # What the base thinks of the answer: of each resolution's, and of the predictor's own.
     trust = np.column_stack([TRUST, TEACHER[np.arange(4), OWN.argmax(1)]])
     options = binary(sigmoid(OPTIONS), trust).sum()
-    target = (1 - distillation) * np.eye(5)[LABEL] + distillation * TEACHER
+    labels = (1 - smoothing) * np.eye(5)[LABEL] + smoothing / 5
+    target = (1 - distillation) * labels + distillation * TEACHER
     classes = -(target * log_softmax(OWN)).sum()
     np.testing.assert_allclose((value, told), (options + classes, options), rtol=1e-5)
     np.testing.assert_allclose(grads.options, sigmoid(OPTIONS) - trust, atol=1e-6)
@@ -181,8 +201,11 @@ def test_the_target_includes_the_predictor_and_alpha_does_not():
     knowing = dataclasses.replace(COUNTED, classifies=True)
     assert make_objective(config, knowing) == OutcomeObjective(
         (*COUNTED.classifier, 0), 2.5e9, 0.3)
-    gumbel = make_objective(tiny_config({"router.objective": "gumbel"}), COUNTED)
-    assert gumbel == GumbelObjective(COUNTED.classifier, 2.5e9, 0.2, 1.0)
+    gumbel = {"router.objective": "gumbel", "finetune.label_smoothing": 0.1}
+    assert make_objective(tiny_config(gumbel), COUNTED) == GumbelObjective(
+        COUNTED.classifier, 2.5e9, 0.2, 1.0, label_smoothing=0.1)
+    smooth = tiny_config({"budget": 2.8, "finetune.label_smoothing": 0.1})
+    assert make_objective(smooth, COUNTED).label_smoothing == 0.1
 
 
 @pytest.mark.parametrize("target", [1.2, 4.4])
@@ -204,6 +227,22 @@ def test_cross_entropy_of_four_samples_by_hand():
     found = jax.jit(objectives.cross_entropy)(logits, labels)
     assert found.shape == (4,) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, -np.log([1 / 2, 3 / 4, 1 / 4, 7 / 8]), rtol=1e-6)
+
+
+def test_label_loss_of_three_samples_by_hand():
+    """Probabilities of 1/2, 1/4 and 1/4, in three orders, so that entropies are whole bits."""
+    logits = jnp.log(jnp.array([[2.0, 1, 1], [1, 2, 1], [1, 1, 2]]))
+    label = {"label": jnp.zeros(3, jnp.int32)}
+    mixed = label | {"other": jnp.array([1, 1, 2]), "share": jnp.array([1.0, 0.75, 0.5])}
+    for labels, smoothing, bits in (
+        (label, 0.0, [1, 2, 2]),
+        # An even label costs 5/3 of a bit; a tenth of it takes the place of a tenth of the label.
+        (label, 0.1, [0.9 + 1 / 6, 1.8 + 1 / 6, 1.8 + 1 / 6]),
+        (mixed, 0.0, [1, 0.75 * 2 + 0.25 * 1, 1.5]),
+        (mixed, 0.1, [0.9 + 1 / 6, 0.9 * 1.75 + 1 / 6, 0.9 * 1.5 + 1 / 6]),
+    ):
+        found = objectives.label_loss(logits, labels, smoothing)
+        np.testing.assert_allclose(found, np.log(2) * np.array(bits), rtol=1e-6)
 
 
 def test_cross_entropy_gradient_is_softmax_minus_one_hot():

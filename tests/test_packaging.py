@@ -81,9 +81,10 @@ def test_every_import_is_a_requirement():
         for name in imports(path) - set(sys.stdlib_module_names) - {"drnet_jax"}
         if declared.isdisjoint(map(canonicalize_name, distributions.get(name, [])))
     }
-    # PyTorch is the benchmark's, on request.
+    # PyTorch is the benchmark's, and pyarrow that of converting Parquet files, on request.
     assert undeclared <= {
         f"{TORCH_MODULE.replace('.', '/')}.py: torch", "drnet_jax/benchmark/cases.py: torch",
+        "drnet_jax/data/parquet.py: pyarrow",
     }
 
 
@@ -206,6 +207,13 @@ def test_demo_installs_trains_and_evaluates_where_it_was_called_from(clone):
         *clone.installs(""),
         f"[-m][drnet_jax.main][--mode=train]{arguments}",
         f"[-m][drnet_jax.main][--mode=eval]{arguments}",
+    ]
+
+
+def test_reproduce_installs_and_goes_on_where_it_was_called_from(clone):
+    assert clone.launch("reproduce.sh", "all", "--workdir=runs/paper") == [
+        *clone.installs(""),
+        f"[-m][drnet_jax.main][reproduce][all][--workdir=runs/paper] in {clone.parent}",
     ]
 
 

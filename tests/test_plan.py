@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_model_and_of_its_state():
     assert list(report["multiply_adds"].values()) == [*costs.classifier, costs.predictor]
     drnet = DRNet.from_config(CONFIG, CLASSES)
     for stage, found in report["checkpoint_bytes"].items():
-        state = create_state(drnet, make_optimizer(CONFIG, stage, 1), jax.random.key(0))
+        state = create_state(drnet, make_optimizer(CONFIG, stage, 1), 0.0, jax.random.key(0))
         assert found == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         trained = {name: state.params[name] for name in ("shared", "norms")}
         stats = {"norms": state.batch_stats["norms"]}

@@ -1,16 +1,23 @@
 """Going on: what must be as it was, what may change, and the images, which may on demand."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
-from drnet_jax.checkpoint import Progress, newest
+from drnet_jax.checkpoint import Progress, newest, open_existing
+from drnet_jax.devices import data_mesh
+from drnet_jax.drnet import DRNet
+from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.resume import Span, spans
 from drnet_jax.train.run import _doubts
+from drnet_jax.train.state import create_state
 from tests import runs
-from tests.tiny import tiny_config
+from tests.tiny import assert_equal, tiny_config
 
 # Six steps an epoch with 48 images, three with 24.
 SHORT = {
@@ -46,6 +53,9 @@ def trained(workdir):
       "finetune.epochs: expected 1.0, received 2.0", "step 24", "another --workdir"]),
     ({"optimizer.decay_norms_and_biases": False},
      ["config.optimizer.decay_norms_and_biases: expected True, received False"]),
+    ({"optimizer.name": "rmsprop"},
+     ["config.optimizer.name: expected 'sgd', received 'rmsprop', with which"]),
+    ({"optimizer.ema": 0.9}, ["config.optimizer.ema: expected 0.0, received 0.9, with which"]),
 ])
 def test_a_checkpoint_of_another_run_is_refused(images, finished, overrides, messages, capsys):
     config = (finished / "config.json").read_text()
@@ -95,17 +105,67 @@ def test_changed_images_are_refused_or_gone_on_with_from_the_next_epoch(
     assert "have changed" not in capsys.readouterr().out
 
 
-def test_a_predictor_that_is_to_know_the_classes_begins_with_one_that_does(
+MODERN = {
+    "predictor.classifies": True, "pretrain.schedule": "cosine", "finetune.schedule": "cosine",
+    "pretrain.label_smoothing": 0.1, "finetune.label_smoothing": 0.1, "pretrain.distillation": 0.5,
+    "pretrain.teacher": "ensemble", "pretrain.mixup": 0.5, "pretrain.cutmix": 1.0,
+    "optimizer.name": "rmsprop", "optimizer.ema": 0.5, "optimizer.decay_norms_and_biases": False,
+}
+
+
+def test_a_modern_run_that_stopped_ends_as_it_would_have(images, tmp_path, capsys):
+    """From step 8 of 18 of stage 1, with average, mixing and schedule where they were."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert runs.call(*runs.arguments(images, whole, SHORT | MODERN)) == 0
+    shutil.copytree(whole, stopped)
+    for step in (16, 18, 24):
+        shutil.rmtree(stopped / "checkpoints" / str(step))
+    assert runs.call(*runs.arguments(images, stopped, SHORT | MODERN)) == 0
+    assert "going on from step 8" in capsys.readouterr().out
+    found, expected = (restored(workdir, 24) for workdir in (stopped, whole))
+    assert_equal(found, expected)
+    rates = [line["learning_rate"] for line in trained(stopped)]
+    assert rates == [line["learning_rate"] for line in trained(whole)]
+    # Twelve steps down from the end of the warm-up, then those of stage 2, which only warms up.
+    assert rates[5:7] == pytest.approx([0.02, 0.02]) and rates[11] == pytest.approx(
+        0.01 * (1 + np.cos(np.pi * 5 / 12)))
+    # What inference is given is the average, and not what the last step has left.
+    model, training = found
+    assert training.keys() == {"step", "opt_state", "params", "batch_stats"}
+    for name in ("shared", "norms", "predictor"):
+        assert all(
+            (kept != last).any() for kept, last in zip(
+                jax.tree.leaves(model["params"][name]), jax.tree.leaves(training["params"][name]),
+                strict=True))
+    validated = newest(str(whole)).metrics["top1"]
+    assert runs.call("eval", "--workdir", str(whole)) == 0
+    (routed,) = (policy for policy in json.loads((whole / "eval.json").read_text())["policies"]
+                 if policy["name"] == "routed")
+    assert routed["top1"] == validated
+
+
+def restored(workdir, step):
+    """(model, training) of a checkpoint."""
+    checkpoints = open_existing(str(workdir))
+    config = checkpoints.meta(step).config
+    drnet = DRNet.from_config(config, 3)
+    optimizer = make_optimizer(config, "finetune", 6)
+    state = jax.eval_shape(
+        functools.partial(create_state, drnet, optimizer, config.optimizer.ema), jax.random.key(0))
+    found = checkpoints.restore(step, state.model, state.training, data_mesh(jax.devices()[:1]))
+    checkpoints.close()
+    return found
+
+
+def test_a_predictor_that_is_to_know_the_classes_does_not_begin_with_one_that_does_not(
     images, finished, tmp_path, capsys,
 ):
-    """For it learns them in both stages; any other is new in stage 2."""
     overrides = {
         "pretrain.epochs": 0, "init_from": finished, "predictor.classifies": True}
-    assert runs.call(*runs.arguments(images, tmp_path / "run", SHORT | overrides)) == 2
-    err = capsys.readouterr().err
-    assert f"error: {finished}: expected a checkpoint of the same networks" in err
-    assert "config.predictor.classifies: False in the checkpoint, True here" in err
-    assert not (tmp_path / "run").exists()
+    assert runs.call(*runs.arguments(images, tmp_path / "run", SHORT | overrides)) == 0
+    out = capsys.readouterr().out.splitlines()
+    told = out.index(f"beginning with the weights of {finished}, step 18 (pretrain)")
+    assert out[told + 1] == "the predictor starts anew"
 
 
 def test_the_learning_rate_is_logged(finished):
@@ -151,6 +211,8 @@ def test_a_run_from_the_start():
     ({}, 2, []),
     ({}, 4, ["config.bucket_multiple: 4 is more than the 2 images of a device"]),
     ({"finetune.epochs": 0}, 1, ["config.finetune.epochs: 0, so that a predictor with"]),
+    ({"pretrain.teacher": "ensemble"}, 1, ["config.pretrain.teacher: 'ensemble', of which with"]),
+    ({"pretrain.teacher": "ensemble", "pretrain.distillation": 0.5}, 1, []),
     # It learns in stage 1, or there is nothing to choose.
     ({"finetune.epochs": 0, "predictor.classifies": True}, 1, []),
     ({"finetune.epochs": 0, "resolutions": (16,)}, 1, []),

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import types
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from drnet_jax.config import Stage
 from drnet_jax.train import loop
 from drnet_jax.train.optimizer import learning_rate, make_optimizer
-from drnet_jax.train.state import TrainState, create_state
+from drnet_jax.train.state import TrainState, create_state, moved_average
 from tests.tiny import (
     assert_close,
     assert_equal,
@@ -20,7 +21,12 @@ from tests.tiny import (
     tiny_drnet,
 )
 
-STAGE = Stage(epochs=8, learning_rate=0.8, warmup_epochs=2, decay_epochs=3, decay_factor=0.1)
+STAGE = Stage(
+    epochs=8, learning_rate=0.8, warmup_epochs=2, schedule="steps", decay_epochs=3,
+    decay_factor=0.1, label_smoothing=0.0,
+)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+COSINE = dataclasses.replace(STAGE, schedule="cosine")
 
 
 def rates(stage, steps_per_epoch, steps):
@@ -49,11 +55,35 @@ def test_learning_rate_without_warm_up_or_by_parts_of_an_epoch():
     np.testing.assert_allclose(rates(stage, 4, 5), expected, rtol=1e-5)
 
 
+def test_cosine_by_hand():
+    # Sixteen steps: four of warm-up, then from cos(0) down; after the last it would be 0.
+    halves = 0.4 * (1 + np.cos(np.pi * np.arange(13) / 12))
+    assert halves[6] == pytest.approx(0.4) and halves[12] == 0
+    expected = [0.2, 0.4, 0.6, 0.8, *halves, 0, 0]
+    np.testing.assert_allclose(rates(COSINE, 2, 19), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_without_warm_up_and_of_a_stage_that_only_warms_up():
+    stage = dataclasses.replace(COSINE, warmup_epochs=0, epochs=1)
+    # A warm-up of 0 is one of a step, the first, at the full rate.
+    np.testing.assert_allclose(rates(stage, 4, 4), [0.8, 0.8, 0.6, 0.2], rtol=1e-5)
+    stage = dataclasses.replace(COSINE, warmup_epochs=4, epochs=2)
+    np.testing.assert_allclose(rates(stage, 1, 2), [0.2, 0.4], rtol=1e-5)
+
+
+def test_the_schedule_of_mobilenetv2():
+    stage = dataclasses.replace(
+        STAGE, learning_rate=0.045, warmup_epochs=0, decay_epochs=1, decay_factor=0.98)
+    np.testing.assert_allclose(
+        rates(stage, 3, 30), 0.045 * 0.98 ** np.repeat(np.arange(10), 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [STAGE, COSINE], ids=["steps", "cosine"])
 @pytest.mark.parametrize("ahead", [-4, 5])
-def test_learning_rate_of_a_stage_whose_epochs_are_ahead_of_its_steps(ahead):
-    schedule = jax.jit(jax.vmap(learning_rate(STAGE, 2, ahead)))
+def test_learning_rate_of_a_stage_whose_epochs_are_ahead_of_its_steps(stage, ahead):
+    schedule = jax.jit(jax.vmap(learning_rate(stage, 2, ahead)))
     np.testing.assert_array_equal(
-        schedule(np.arange(6, 12)), rates(STAGE, 2, 20)[6 + ahead : 12 + ahead])
+        schedule(np.arange(6, 12)), rates(stage, 2, 20)[6 + ahead : 12 + ahead])
 
 
 # Of each group one leaf that decay_norms_and_biases exempts and, of two, one that it does not.
@@ -129,6 +159,27 @@ def test_sgd_is_pytorchs(decay_all):
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_rmsprop_is_tensorflows(decay_all):
+    _, found = moved({
+        "optimizer.name": "rmsprop", "optimizer.decay_norms_and_biases": decay_all,
+        "optimizer.predictor_rate": 0.5})
+    start, *grads = draws(1 + STEPS)
+
+    def by_hand(path, value, *grads):
+        share = 0.5 if path[0].key == "predictor" else 1.0
+        decay = 0.1 if decay_all or value.ndim > 1 else 0.0
+        square, moved = np.ones(value.shape), np.zeros(value.shape)
+        for grad, rate in zip(grads, [0.025, 0.05, 0.075, 0.1, 0.01, 0.01], strict=True):
+            grad = grad + decay * value
+            square = 0.9 * square + 0.1 * grad**2
+            moved = 0.9 * moved + share * rate * grad / np.sqrt(square + 1.0)
+            value = value - moved
+        return value
+
+    assert_close(found, jax.tree_util.tree_map_with_path(by_hand, start, *grads), rtol=1e-5)
+
+
 def test_one_step_by_hand():
     before, after = moved({"finetune.learning_rate": 0.4, "optimizer.predictor_rate": 0.5,
                            "optimizer.decay_norms_and_biases": False}, count=1)
@@ -196,14 +247,17 @@ def test_a_predictor_that_knows_the_classes_learns_in_pretrain_at_its_own_rate()
         assert_close(after[name], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("classifies", [False, True])
-def test_stage_2_begins_with_the_predictor_of_stage_1_if_that_has_learnt(classifies):
+def test_stage_2_begins_with_the_predictor_of_stage_1_if_that_has_learnt(classifies, ema):
     config = tiny_config({"predictor.classifies": classifies, "resolutions": (8,)})
     drnet = tiny_drnet({"predictor.classifies": classifies, "resolutions": (8,)})
     run = types.SimpleNamespace(config=config, drnet=drnet, mesh=mesh_of(1))
-    step = types.SimpleNamespace(optimizer=make_optimizer(config, "finetune", 1))
+    step = types.SimpleNamespace(optimizer=make_optimizer(config, "finetune", 1), ema=ema)
     params, batch_stats = random_variables(drnet)
     first = TrainState(None, params, batch_stats, None)
+    if ema:  # what the average has learnt, not what the last step has left
+        first = TrainState(None, *random_variables(drnet, seed=1), None, first.weights)
     state = loop._fresh(run, step, first)
     assert int(state.step) == 0
     for found, trained in ((state.params, params), (state.batch_stats, batch_stats)):
@@ -214,12 +268,14 @@ def test_stage_2_begins_with_the_predictor_of_stage_1_if_that_has_learnt(classif
                 jax.tree.leaves(found["predictor"]), jax.tree.leaves(trained["predictor"]),
                 strict=True)]
         assert all(same) if classifies else not any(same)
+    if ema:
+        assert_equal(state.average, state.weights)
 
 
 def test_a_fresh_state():
     drnet, config = tiny_drnet(), tiny_config()
     optimizer = make_optimizer(config, "finetune", 1)
-    state = jax.eval_shape(lambda key: create_state(drnet, optimizer, key), jax.random.key(0))
+    state = jax.eval_shape(functools.partial(create_state, drnet, optimizer, 0.0), KEY)
     assert state.step.dtype == jnp.int32 and state.step.shape == ()
     # One momentum buffer for each parameter.
     shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.params))
@@ -227,3 +283,45 @@ def test_a_fresh_state():
     assert sorted(leaf.shape for leaf in buffers) == shapes
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {
         jnp.dtype("float32")}
+    # An average is one more of everything, and what is judged; without one nothing is kept twice.
+    assert state.average is None and state.model == state.weights
+    assert state.training.keys() == {"step", "opt_state"}
+    averaging = jax.eval_shape(functools.partial(create_state, drnet, optimizer, 0.9), KEY)
+    assert averaging.average == state.weights and averaging.model is averaging.average
+    assert averaging.training == state.training | state.weights
+
+
+@pytest.mark.parametrize("average", [None, {"params": 3, "batch_stats": 4}])
+def test_a_state_is_restored_from_what_is_saved_of_it(average):
+    state = TrainState(0, 1, 2, (), average)
+    assert TrainState.restored(state.model, state.training) == state
+
+
+def test_the_average_moves_less_and_less():
+    """Decays of 1/10, 2/11, 3/12 and so on, until that of the config is less."""
+    average, values = jnp.float32(0), [4.0, -2.0, 1.0]
+    by_hand = 0.0
+    for step, (value, decay) in enumerate(zip(values, [0.1, 2 / 11, 0.2], strict=True)):
+        average = moved_average(average, value, 0.2, jnp.int32(step))
+        by_hand = decay * by_hand + (1 - decay) * value
+        np.testing.assert_allclose(average, by_hand, rtol=1e-6)
+
+
+def test_residual_branches_begin_at_0_if_the_config_says_so():
+    """Only the scale of the norm that ends one, and only in the classifier."""
+    ones = []
+    for zero_init in (False, True):
+        drnet = tiny_drnet({
+            "classifier.name": "tests.tiny:TinyResNet", "predictor.name": "tests.tiny:TinyResNet",
+            "classifier.width": 0.0625, "predictor.width": 0.0625,
+            "classifier.zero_init": zero_init, "resolutions": (32, 16)})
+        params, _ = jax.jit(drnet.init)(jax.random.key(0))
+        scales = {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"
+        }
+        ones.append({path for path, leaf in scales.items() if np.all(leaf == 1)})
+        assert all(np.all(leaf == (path in ones[-1])) for path, leaf in scales.items())
+    assert ones[0] - ones[1] == {
+        f"['norms']['{size}']['stage{stage}_block1']['norm3']['scale']"
+        for size in (32, 16) for stage in (1, 2)}

@@ -17,8 +17,9 @@ from drnet_jax.devices import AXIS, per_device, put_batch
 from drnet_jax.drnet import DRNet
 from drnet_jax.ops import conv
 from drnet_jax.train import device as device_step
+from drnet_jax.train import passes
+from drnet_jax.train.base_step import run_buckets
 from drnet_jax.train.objectives import OutcomeObjective
-from drnet_jax.train.step import run_buckets
 from tests.tiny import (
     CLASSES,
     OBJECTIVE,
@@ -45,16 +46,19 @@ class Device:
 
     batch_size, multiple = 7, 4
 
-    def __init__(self):
+    def __init__(self, smoothing=0.0):
+        self.smoothing = smoothing
         self.drnet = tiny_drnet()
         self.variables = random_variables(self.drnet)
         # Float images, so that garbage need not fit into uint8.
         self.batch = random_batch(self.batch_size)
         self.batch["image"] = self.batch["image"].astype(np.float32)
-        self.dense_program = self._program(functools.partial(device_step.add_dense, self.drnet))
+        self.dense_program = self._program(
+            functools.partial(passes.add_dense, self.drnet, smoothing))
         self.bucket_program = functools.cache(lambda index, size: self._program(
             functools.partial(
-                device_step.add_bucket, self.drnet, device_step.Bucket(index, size))))
+                device_step.add_bucket, self.drnet,
+                device_step.Bucket(index, size, label_smoothing=smoothing))))
 
     def dense(self, choice):
         return self._run(self.dense_program, self.batch, choice)
@@ -71,7 +75,8 @@ class Device:
 
     def _program(self, add):
         def run(params, batch_stats, batch, plan):
-            zeros = device_step.start(self.drnet, params, batch_stats, batch)
+            zeros = device_step.start(
+                self.drnet, params, batch_stats, batch, smooth=self.smoothing > 0)
             return add(params, batch_stats, batch, plan, zeros)
 
         specs = (P(), P(), P(AXIS), P(AXIS))
@@ -86,6 +91,11 @@ class Device:
 @pytest.fixture(scope="module")
 def device():
     return Device()
+
+
+@pytest.fixture(scope="module")
+def smoothing_device():
+    return Device(smoothing=0.1)
 
 
 MIXES = {
@@ -111,6 +121,20 @@ def test_buckets_add_up_to_dense(device, mix):
     hard = np.eye(R + 1)[choice][:, :R]
     assert_close(found.choice_grad, expected.choice_grad * hard)
     assert (found.choice_grad[hard == 1] != 0).all()
+
+
+@pytest.mark.parametrize("mix", ["some answered by the predictor", "one empty"])
+def test_buckets_that_smooth_labels_add_up_to_dense_and_tell_the_cross_entropy(
+    device, smoothing_device, mix,
+):
+    choice = np.array(MIXES[mix])
+    found, expected = smoothing_device.bucketed(choice), smoothing_device.dense(choice)
+    for name in ("grads", "moments", "loss", "cross_entropy"):
+        assert_close(getattr(found, name), getattr(expected, name))
+    plain = device.bucketed(choice)
+    assert plain.cross_entropy is None
+    assert_close(found.cross_entropy, plain.loss)
+    assert (found.loss[choice < R] != plain.loss[choice < R]).all()
 
 
 def test_the_loss_of_a_bucket_is_that_of_its_samples_alone(device):
@@ -209,7 +233,7 @@ def reference(trainer, variables, batch, noise):
                 if found is not None:
                     classifier[key] = added(classifier[key], found)
                 correct.append(jnp.sum(jnp.argmax(logits, -1) == label[rows]))
-            loss = -jnp.sum(jax.nn.log_softmax(y)[np.arange(len(label)), label])
+            loss = -jnp.sum(smoothed(label, objective.label_smoothing) * jax.nn.log_softmax(y))
             metrics = added(
                 metrics, {"loss": loss, "correct": jnp.stack(correct), "logits": total})
         excess = jnp.maximum(0, mix @ costs - objective.alpha) / (costs.max() - costs.min())
@@ -221,6 +245,10 @@ def reference(trainer, variables, batch, noise):
     choice = np.concatenate(choices)
     metrics |= {"count": size, "chosen": np.bincount(choice, minlength=R)}
     return grads, moments, choice, metrics
+
+
+def smoothed(label, smoothing):
+    return (1 - smoothing) * np.eye(CLASSES)[label] + smoothing / CLASSES
 
 
 def added(total, tree):
@@ -261,9 +289,10 @@ UNEVEN = np.array([0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1])
 
 
 @functools.cache
-def uneven_run(estimator, aware=True):
+def uneven_run(estimator, aware=True, smoothing=0.0):
     trainer = Trainer(
-        2, estimator=estimator, overrides=NO_DECAY | {"classifier.resolution_aware_norm": aware})
+        2, estimator=estimator, objective=dataclasses.replace(OBJECTIVE, label_smoothing=smoothing),
+        overrides=NO_DECAY | {"classifier.resolution_aware_norm": aware})
     variables, batch = random_variables(trainer.drnet), random_batch(12)
     batch["image"][6:] //= 2  # the second device's are darker: their moments differ
     noise = forcing(UNEVEN)
@@ -273,9 +302,10 @@ def uneven_run(estimator, aware=True):
 
 
 @functools.cache
-def pretrain_run(distillation=0.0):
-    trainer = Trainer(
-        2, "pretrain", overrides=NO_DECAY | {"pretrain.distillation": distillation})
+def pretrain_run(distillation=0.0, teacher="base", smoothing=0.0, aware=True):
+    trainer = Trainer(2, "pretrain", overrides=NO_DECAY | {
+        "pretrain.distillation": distillation, "pretrain.teacher": teacher,
+        "pretrain.label_smoothing": smoothing, "classifier.resolution_aware_norm": aware})
     variables, batch = random_variables(trainer.drnet), random_batch(10)
     return Run(trainer, variables, batch, *trainer.run(trainer.state(variables), batch))
 
@@ -305,10 +335,13 @@ def updated(trainer, params, grads):
     return update(params, grads)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "aware"), [("selected", True), ("dense", True), ("selected", False)])
-def test_uneven_step_is_the_reference(estimator, aware):
-    run = uneven_run(estimator) if aware else uneven_run(estimator, aware)
+@pytest.mark.parametrize(("estimator", "aware", "smoothing"), [
+    ("selected", True, 0.0), ("dense", True, 0.0), ("selected", False, 0.0),
+    ("selected", True, 0.1), ("dense", True, 0.1),
+])
+def test_uneven_step_is_the_reference(estimator, aware, smoothing):
+    run = uneven_run(estimator, aware, smoothing) if smoothing or not aware else (
+        uneven_run(estimator))
     grads, moments, choice, metrics = reference(
         run.trainer, run.variables, run.batch, forcing(UNEVEN))
     np.testing.assert_array_equal(choice, UNEVEN)
@@ -341,29 +374,34 @@ def test_step_with_its_own_noise_is_the_reference():
     assert_is_reference(run, grads, moments, metrics)
 
 
-@pytest.mark.parametrize("distillation", [0.0, 0.75, 1.0])
-def test_pretraining_sums_the_losses_of_all_resolutions(distillation):
-    run = pretrain_run(distillation)
+@pytest.mark.parametrize(("distillation", "teacher", "smoothing", "aware"), [
+    (0.0, "base", 0.0, True), (0.75, "base", 0.0, True), (1.0, "base", 0.0, True),
+    (0.75, "base", 0.1, True),
+    # Without anyone to teach there is no ensemble.
+    (0.0, "ensemble", 0.1, True), (0.75, "ensemble", 0.0, True), (0.5, "ensemble", 0.1, False),
+])
+def test_pretraining_sums_the_losses_of_all_resolutions(distillation, teacher, smoothing, aware):
+    run = pretrain_run(distillation, teacher, smoothing, aware)
     drnet, (params, batch_stats) = run.trainer.drnet, run.variables
     shards = list(zip(np.split(run.batch["image"], 2), np.split(run.batch["label"], 2),
                       strict=True))
 
     def loss_of(params):
-        total, correct, moments, taught = 0, [], {}, []
-        for index, key in enumerate(drnet.norm_keys):
-            right = 0
-            for which, (image, label) in enumerate(shards):
-                logits, found = drnet.classify(index, params, batch_stats, image, True)
-                target = jax.nn.one_hot(label, CLASSES)
-                if index == 0:
-                    taught.append(jax.lax.stop_gradient(jax.nn.softmax(logits)))
-                else:
-                    target = (1 - distillation) * target + distillation * taught[which]
+        total, correct, moments = 0, 0, {}
+        for image, label in shards:
+            passes = [
+                drnet.classify(index, params, batch_stats, image, True) for index in range(R)]
+            answers = [jax.lax.stop_gradient(jax.nn.softmax(logits)) for logits, _ in passes]
+            taught = answers[0] if teacher == "base" else sum(answers) / R
+            for index, (logits, found) in enumerate(passes):
+                target = smoothed(label, smoothing)
+                if index or teacher == "ensemble":
+                    target = (1 - distillation) * target + distillation * taught
                 total -= jnp.sum(target * jax.nn.log_softmax(logits))
-                right += jnp.sum(jnp.argmax(logits, -1) == label)
+                key = drnet.norm_keys[index]
                 moments[key] = added(moments.get(key), found)
-            correct.append(right)
-        return total / 10, (moments, {"loss": total, "correct": jnp.stack(correct)})
+            correct += jnp.stack([jnp.sum(jnp.argmax(logits, -1) == label) for logits, _ in passes])
+        return total / 10, (moments, {"loss": total, "correct": correct})
 
     grads, (moments, metrics) = jax.jit(jax.grad(loss_of, has_aux=True))(params)
     assert_is_reference(
@@ -389,9 +427,10 @@ ANSWERED = np.array([0, 0, 3, 3, 3, 1, 3, 0, 0, 3, 1, 1])
 
 
 @functools.cache
-def knowing_run():
+def knowing_run(smoothing=0.0):
     """Finetuning; the predictor answers five of twelve samples."""
-    trainer = Trainer(2, objective=TOLD, overrides=KNOWING)
+    trainer = Trainer(
+        2, objective=dataclasses.replace(TOLD, label_smoothing=smoothing), overrides=KNOWING)
     variables, batch = random_variables(trainer.drnet), random_batch(12)
     batch["image"][6:] //= 2
     noise = np.eye(OPTIONS, dtype=np.float32)[ANSWERED]
@@ -401,9 +440,9 @@ def knowing_run():
 
 
 @functools.cache
-def knowing_pretrain_run():
+def knowing_pretrain_run(teacher="base"):
     """That of `pretrain_run(0.75)`, but for the predictor."""
-    trainer = Trainer(2, "pretrain", overrides=NO_DECAY | KNOWING)
+    trainer = Trainer(2, "pretrain", overrides=NO_DECAY | KNOWING | {"pretrain.teacher": teacher})
     plain, variables = pretrain_run(0.75), random_variables(trainer.drnet)
     variables = tuple(
         of_classifier | {"predictor": tree["predictor"]}
@@ -426,37 +465,44 @@ def binary_cross_entropies(logits, target):
 
 
 @functools.cache
-def base_answers():
+def teachers_answers(which="base"):
     """(teacher [B, C], trust [B, R]) of `knowing_pretrain_run`, pass by pass."""
-    run = knowing_pretrain_run()
+    run = knowing_pretrain_run(which)
     classify = jax.jit(run.trainer.drnet.classify, static_argnums=(0, 4))
     found = []
     for image, _ in halves(run.batch):
         logits = [np.asarray(classify(r, *run.variables, image, True)[0]) for r in range(R)]
-        teacher = softmax(logits[0])
+        teacher = softmax(logits[0]) if which == "base" else softmax(np.array(logits)).mean(0)
         answers = np.argmax(logits, -1)  # [R, B]
         found.append((teacher, np.take_along_axis(teacher, answers.T, axis=1)))
     return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
-def test_trust_is_what_the_base_thinks_of_each_answer():
-    run = knowing_pretrain_run()
+@pytest.mark.parametrize("which", ["base", "ensemble"])
+def test_trust_is_what_the_teacher_thinks_of_each_answer(which):
+    run = knowing_pretrain_run(which)
     step, state = run.trainer.step, run.trainer.state(run.variables)
     batch, key = put_batch(run.trainer.mesh, run.batch), jax.random.key(0)
     plan, sums = step.programs.run(
         step.begin_program, state.params, state.batch_stats, batch, key, state.step)
-    sums = run_buckets(step, [5] * R, state, batch, plan, sums)
-    teacher, trust = base_answers()
+    if which == "ensemble":
+        sums = step.programs.run(
+            step.ensemble_program, state.params, state.batch_stats, batch, plan, sums)
+    else:
+        sums = run_buckets(step, [5] * R, state, batch, plan, sums)
+    teacher, trust = teachers_answers(which)
     np.testing.assert_allclose(sums.teacher, teacher, rtol=1e-4)
     np.testing.assert_allclose(sums.trust, trust, rtol=1e-4)
-    np.testing.assert_allclose(trust[:, 0], teacher.max(1))
+    if which == "base":
+        np.testing.assert_allclose(trust[:, 0], teacher.max(1))
     assert (trust[:, 2] < trust[:, 0]).any()  # somewhere the smallest says something else
 
 
-def test_in_stage_1_the_predictor_learns_the_classes_and_what_each_option_is_worth():
-    run = knowing_pretrain_run()
+@pytest.mark.parametrize("which", ["base", "ensemble"])
+def test_in_stage_1_the_predictor_learns_the_classes_and_what_each_option_is_worth(which):
+    run = knowing_pretrain_run(which)
     drnet, (params, batch_stats) = run.trainer.drnet, run.variables
-    teachers, trusts = (np.split(each, 2) for each in base_answers())
+    teachers, trusts = (np.split(each, 2) for each in teachers_answers(which))
 
     def loss_of(predictor):
         loss, metrics, moments = 0, None, None
@@ -512,6 +558,10 @@ def test_in_stage_1_a_predictor_that_is_nan_shows_and_touches_nothing_else():
 def reference_of_outcomes(run):
     """A finetuning step with `Told`, the devices one by one; as `reference`, without choices."""
     drnet, (params, batch_stats) = run.trainer.drnet, run.variables
+    smoothing = run.trainer.step.objective.label_smoothing
+
+    def smoothed_entropies(logits, label):
+        return -jnp.sum(smoothed(label, smoothing) * jax.nn.log_softmax(logits), axis=-1)
 
     def loss_of(params):
         classifier, predictor = dict.fromkeys(drnet.norm_keys), None
@@ -519,8 +569,9 @@ def reference_of_outcomes(run):
         for (image, label), choice in zip(halves(run.batch), np.split(ANSWERED, 2), strict=True):
             (options, own), found = drnet.predict(params, batch_stats, image, True)
             predictor = added(predictor, found)
-            of_own = cross_entropies(own, label)
+            of_own = smoothed_entropies(own, label)
             losses = jnp.where(choice == R, of_own, 0)
+            given = jnp.where(choice == R, cross_entropies(own, label), 0)
             correct = [0] * R + [jnp.sum((choice == R) & (jnp.argmax(own, -1) == label))]
             learnt = 0
             for index, key in enumerate(drnet.norm_keys):
@@ -528,11 +579,13 @@ def reference_of_outcomes(run):
                     continue
                 logits, found = drnet.classify(index, params, batch_stats, image[rows], True)
                 classifier[key] = added(classifier[key], found)
-                of_bucket = cross_entropies(logits, label[rows])
+                of_bucket = smoothed_entropies(logits, label[rows])
                 learnt += jnp.sum(of_bucket)
                 losses = losses.at[rows].set(of_bucket)
+                given = given.at[rows].set(cross_entropies(logits, label[rows]))
                 correct[index] = jnp.sum(jnp.argmax(logits, -1) == label[rows])
-            target = jnp.exp(-jax.lax.stop_gradient(losses))
+            # The probability of the label, whatever the loss makes of it.
+            target = jnp.exp(-jax.lax.stop_gradient(given))
             of_options = jnp.sum(binary_cross_entropies(options[np.arange(6), choice], target))
             total += learnt + of_options + jnp.sum(of_own)
             metrics = added(metrics, {
@@ -545,8 +598,9 @@ def reference_of_outcomes(run):
         "count": 12, "chosen": np.bincount(ANSWERED, minlength=OPTIONS)}
 
 
-def test_a_step_whose_predictor_answers_some_is_the_reference():
-    run = knowing_run()
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_step_whose_predictor_answers_some_is_the_reference(smoothing):
+    run = knowing_run(smoothing) if smoothing else knowing_run()
     assert_is_reference(run, *reference_of_outcomes(run))
     np.testing.assert_array_equal(run.metrics["chosen"], [4, 3, 0, 5])
     np.testing.assert_array_equal(run.metrics["slots"], [8, 8, 0])  # 2 and 2, in multiples of 4
@@ -596,13 +650,19 @@ def test_where_the_predictor_answers_all_no_bucket_runs_and_the_classifier_coast
 # --- Several devices ----------------------------------------------------------------------------
 
 
+MODERN = {
+    "pretrain.distillation": 0.5, "pretrain.teacher": "ensemble", "pretrain.label_smoothing": 0.1,
+    "pretrain.mixup": 0.5, "pretrain.cutmix": 1.0, "optimizer.ema": 0.9,
+}
+
+
 @pytest.mark.parametrize(
-    ("stage", "estimator", "classifies"),
-    [("pretrain", "selected", False), ("finetune", "selected", False),
-     ("finetune", "dense", False), ("pretrain", "selected", True),
-     ("finetune", "selected", True)],
+    ("stage", "estimator", "classifies", "overrides"),
+    [("pretrain", "selected", False, {}), ("finetune", "selected", False, {}),
+     ("finetune", "dense", False, {}), ("pretrain", "selected", True, {}),
+     ("pretrain", "selected", True, MODERN), ("finetune", "selected", True, {})],
 )
-def test_eight_devices_are_one(stage, estimator, classifies):
+def test_eight_devices_are_one(stage, estimator, classifies, overrides):
     # Four samples, the same on every device: then eight normalise as one does over all of them.
     batch = {name: np.concatenate([rows] * 8) for name, rows in random_batch(4).items()}
     results, objective = [], dataclasses.replace(OBJECTIVE, costs=(100, 20))
@@ -613,10 +673,12 @@ def test_eight_devices_are_one(stage, estimator, classifies):
     for devices in (8, 1):
         trainer = Trainer(
             devices, stage, estimator, objective,
-            overrides={"resolutions": (16, 8), "predictor.classifies": classifies})
+            overrides={
+                "resolutions": (16, 8), "predictor.classifies": classifies} | overrides)
         state, metrics = trainer.run(trainer.state(), batch, noise=noise)
         results.append({
             "params": state.params, "batch_stats": state.batch_stats, "grads": gradients(state),
+            "average": state.average,
             "metrics": {name: metrics[name] for name in metrics if name != "slots"},
         })
     assert_close(*results)
@@ -659,6 +721,65 @@ def drawn(trainer, state, batch, seed=0):
     """The noise that a step draws."""
     program = trainer.step.noise_program(len(batch["label"]))
     return trainer.step.programs.run(program, jax.random.key(seed), state.step)
+
+
+# --- The moving average of weights and statistics --------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_three_steps_of_an_average_by_numpy(stage):
+    """Decays of 1/10, 2/11 and then, less than 3/12, the config's."""
+    averaging, plain = (
+        Trainer(1, stage, overrides={"optimizer.ema": ema}) for ema in (0.2, 0.0))
+    variables, batch = random_variables(plain.drnet), random_batch(8)
+    state, raw = averaging.state(variables), plain.state(variables)
+    assert raw.average is None
+    expected = dict(zip(("params", "batch_stats"), variables, strict=True))
+    for decay in (1 / 10, 2 / 11, 0.2):
+        (state, _), (raw, _) = averaging.run(state, batch), plain.run(raw, batch)
+        expected = jax.tree.map(
+            lambda old, new, decay=decay: decay * old + (1 - decay) * np.asarray(new),
+            expected, raw.weights)
+        # What is trained knows nothing of it.
+        assert_equal(state.weights, raw.weights)
+        assert_close(state.average, expected, rtol=1e-5, atol=1e-6)
+    assert state.model is state.average and raw.model == raw.weights
+
+
+# --- Images that are mixed -------------------------------------------------------------------
+
+
+def test_a_step_of_mixed_images_is_that_of_their_two_labels():
+    overrides = NO_DECAY | {"pretrain.mixup": 0.5, "pretrain.distillation": 0.5}
+    trainer, batch = Trainer(2, "pretrain", overrides=overrides), random_batch(8)
+    variables = random_variables(trainer.drnet)
+    state, metrics = trainer.run(trainer.state(variables), batch, seed=1)
+    assert trainer.announced[0] == "mix"
+    mixed = jax.tree.map(np.asarray, trainer.step.programs.run(
+        trainer.step.mix_program, put_batch(trainer.mesh, batch), jax.random.key(1),
+        jnp.int32(0)))
+    assert (mixed["image"] != batch["image"]).any() and (mixed["label"] != mixed["other"]).any()
+    share, other = mixed["share"][:, None], mixed["other"]
+    target = share * np.eye(CLASSES)[mixed["label"]] + (1 - share) * np.eye(CLASSES)[other]
+    drnet, (params, batch_stats) = trainer.drnet, variables
+
+    def loss_of(params):
+        total, correct = 0, 0
+        for rows in np.split(np.arange(8), 2):
+            logits = [drnet.classify(index, params, batch_stats, mixed["image"][rows], True)[0]
+                      for index in range(R)]
+            taught = jax.lax.stop_gradient(jax.nn.softmax(logits[0]))
+            for index, each in enumerate(logits):
+                learnt = target[rows] if index == 0 else (target[rows] + taught) / 2
+                total -= jnp.sum(learnt * jax.nn.log_softmax(each))
+            correct += np.array([
+                jnp.sum(jnp.argmax(each, -1) == mixed["label"][rows]) for each in logits])
+        return total / 8, (total, correct)
+
+    grads, (total, correct) = jax.grad(loss_of, has_aux=True)(params)
+    assert_close(gradients(state), grads)
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["correct"], correct)  # of the label that most is of
 
 
 # --- What stands still and what moves -----------------------------------------------------------
@@ -712,9 +833,11 @@ def assert_moved(new, old):
         *[(pretrain, [
             "begin", *(f"bucket {at}px x5 of stage 1" for at in RESOLUTIONS), "update of stage 1",
         ]) for pretrain in (pretrain_run, knowing_pretrain_run)],
+        (functools.partial(pretrain_run, 0.75, "ensemble", 0.0, True),
+         ["begin", "ensemble", "update of stage 1"]),
         (knowing_run, ["route", "bucket 16px x4", "bucket 12px x4", "update of stage 2"]),
     ],
-    ids=["selected", "dense", "own noise", "pretrain", "knowing pretrain", "knowing"],
+    ids=["selected", "dense", "own noise", "pretrain", "knowing pretrain", "ensemble", "knowing"],
 )
 def test_a_second_step_of_the_same_sizes_compiles_nothing(run, names):
     run = run()

@@ -27,11 +27,12 @@ from drnet_jax.models.mobile import MobileNet, Stage
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import Bottleneck, ResNet
 from drnet_jax.train.device import Plan, plan_of
+from drnet_jax.train.finetune_step import FinetuneStep
 from drnet_jax.train.objectives import GumbelObjective, Objective
 from drnet_jax.train.optimizer import make_optimizer
+from drnet_jax.train.pretrain_step import PretrainStep
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import FinetuneStep, PretrainStep
 
 RESOLUTIONS = (16, 12, 8)
 CLASSES = 7
@@ -166,9 +167,9 @@ class Trainer:
         )
         self.announced: list[str] = []
         programs = Programs(lambda compilation: self.announced.append(compilation.name))
-        shared = self.drnet, self.optimizer, self.mesh, programs
+        shared = self.drnet, self.optimizer, config.optimizer.ema, self.mesh, programs
         self.step = {
-            "pretrain": lambda: PretrainStep(*shared, config.pretrain.distillation),
+            "pretrain": lambda: PretrainStep(*shared, config.pretrain),
             "finetune": lambda: FinetuneStep(
                 *shared, objective, Sizes(config.bucket_multiple, config.bucket_lead),
                 dense=estimator == "dense"),
@@ -180,8 +181,10 @@ class Trainer:
         variables = variables or random_variables(self.drnet)
         put = functools.partial(jax.device_put, device=replicated(self.mesh))
         # Copies: a step donates its state.
-        params, batch_stats = put(jax.tree.map(np.copy, variables))
-        return TrainState(put(jnp.int32(0)), params, batch_stats, self._init(params))
+        (params, batch_stats), (of_params, of_stats) = (
+            put(jax.tree.map(np.copy, variables)) for _ in range(2))
+        average = {"params": of_params, "batch_stats": of_stats} if self.step.ema else None
+        return TrainState(put(jnp.int32(0)), params, batch_stats, self._init(params), average)
 
     def run(
         self, state: TrainState, batch: dict[str, np.ndarray], seed: int = 0,

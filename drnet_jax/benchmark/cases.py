@@ -22,11 +22,13 @@ from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.queues import IN_FLIGHT, Queues
 from drnet_jax.models.layers import scaled
 from drnet_jax.models.resnet import CHANNELS
+from drnet_jax.train.base_step import Step
 from drnet_jax.train.device import Plan, Sums, plan_of
+from drnet_jax.train.finetune_step import FinetuneStep
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState, create_state
-from drnet_jax.train.step import FinetuneStep, Setup, Step, make_step
+from drnet_jax.train.step import Setup, make_step
 
 STEPS_PER_EPOCH = 1000  # for the learning rate's schedule; any number will do
 STREAM = 12  # batches of a routed stream: enough for the queues to fill
@@ -119,7 +121,8 @@ def training(
         dataclasses.replace(setup, drnet=plain), "pretrain", optimizers["pretrain"]
     )
     # A single candidate has no other to teach.
-    yield contestant("static", dataclasses.replace(static, distillation=0.0), costs.classifier[0])
+    alone = dataclasses.replace(static.settings, distillation=0.0)
+    yield contestant("static", dataclasses.replace(static, settings=alone), costs.classifier[0])
 
     all_at_once = sum(costs.classifier) + costs.predictor * costs.classifies
     yield contestant("stage 1", make_step(setup, "pretrain", optimizers["pretrain"]), all_at_once)
@@ -139,13 +142,12 @@ def training(
 def initial_state(step: Step, key: jax.Array) -> TrainState:
     """A fresh state for a step, on its mesh."""
     def create(key: jax.Array) -> TrainState:
-        state = create_state(step.drnet, step.optimizer, key)
+        state = create_state(step.drnet, step.optimizer, step.ema, key)
         if not isinstance(step, FinetuneStep) and not step.drnet.classifies:
             # Neither routing nor learning: no predictor to carry along.
-            params = state.params | {"predictor": {}}
-            state = state.replace(
-                params=params, batch_stats=state.batch_stats | {"predictor": {}},
-                opt_state=step.optimizer.init(params),
+            without = {name: tree | {"predictor": {}} for name, tree in state.weights.items()}
+            state = state.beginning_with(**without).replace(
+                opt_state=step.optimizer.init(without["params"])
             )
         return state
 

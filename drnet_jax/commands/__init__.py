@@ -1,7 +1,7 @@
 """Commands: one table for `drnet`, `python -m drnet_jax` and `python -m drnet_jax.main`.
 
-Each is a module of this package, whose `define(values, argv)` defines its flags and returns the
-function that runs it once they are parsed.
+Each is a module of this package, "_" for "-", whose `define(values, argv)` defines its flags and
+returns the function that runs it once they are parsed.
 """
 
 import errno
@@ -20,14 +20,18 @@ COMMANDS = {
     "train": "train both stages, or go on where a stopped run left off (the default)",
     "eval": "evaluate a checkpoint under several policies",
     "predict": "classify images, each at the resolution it needs",
+    "adapt": "fit a trained network for other resolutions, without labels",
     "cost": "parameters and multiply-adds of a model",
     "plan": "what a run takes on devices that are not at hand",
     "benchmark": "images/s of training and inference",
     "drift": "programs, waiting and padding of a run whose mix drifts",
+    "reproduce": "the tables and figures of the paper",
+    "import-torch": "take the weights of a network trained with PyTorch",
     "prepare": "download a tfds data set and write it as ArrayRecord files",
 }
 
-TAKING_NAMES = ("predict",)  # of images, besides flags
+# Files, or tables and figures, besides flags.
+TAKING_NAMES = ("predict", "import-torch", "reproduce")
 # A disk, a quota or a limit is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,7 +63,7 @@ def run(argv: list[str]) -> int:
             return 0
         argv = [argv[0], *_last_of_each_override(rest)]
         values = flags.FlagValues()
-        module = importlib.import_module(f"drnet_jax.commands.{name}")
+        module = importlib.import_module(f"drnet_jax.commands.{name.replace('-', '_')}")
         command = module.define(values, argv)
         if {"-h", "--help"} & set(argv):
             print(_help(module.__doc__, values))

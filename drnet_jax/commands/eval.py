@@ -10,6 +10,7 @@ from absl import flags
 from drnet_jax.api import Model, load
 from drnet_jax.checkpoint import is_checkpoint
 from drnet_jax.commands.shared import (
+    define_classes,
     define_config,
     define_distributed,
     define_workdir,
@@ -43,6 +44,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         "data", None, "Folder of <class>/*, or of <split>/<class>/*, to evaluate on, in place of "
         "the validation split that the model was trained with.", flag_values=values,
     )
+    among = define_classes(values, "answers are among these of the model's classes only.")
     with_curve = flags.DEFINE_bool(
         "curve", False, "Also accuracy over cost, of all policies, into curve.json, curve.csv and "
         "curve.png.", flag_values=values,
@@ -60,11 +62,12 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         if override and data.value is not None:
             raise UserError("--config and --data: expected one of them, received both")
         folder = None if data.value is None else directory("--data", data.value, to_write=False)
+        classes = among()
         start()
-        model = load(where, checkpoint.value, override)
+        model = load(where, checkpoint.value, override, classes)
         if override:
             keys = CLASSIFIER_KEYS + PREDICTOR_KEYS
-            check_compatible(model.meta, override, model.classes, where, keys)
+            check_compatible(model.meta, override, None, where, keys)
             announce_ignored(model.meta.config, override)
         if with_curve.value and len(model.costs.options) == 1:
             raise UserError("--curve: expected several config.resolutions, received one")
@@ -75,7 +78,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
             print(*source.notes, sep="\n", end="\n" * bool(source.notes), flush=True)
         found = model.measure(source, wanted)
         if jax.process_index() == 0:
-            print(f"checkpoint {model.meta.step} ({model.meta.stage}) of {where}")
+            among_which = f", among {len(classes)} of its classes" if classes else ""
+            print(f"checkpoint {model.meta.step} ({model.meta.stage}) of {where}{among_which}")
             write(Path(where), model, source, found, with_curve.value)
 
     return command

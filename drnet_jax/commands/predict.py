@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from absl import flags
 
 from drnet_jax.api import load
-from drnet_jax.commands.shared import announce_devices, define_workdir
+from drnet_jax.commands.shared import announce_devices, define_classes, define_workdir
 from drnet_jax.config import GIGA
-from drnet_jax.data.folder import images_below
+from drnet_jax.data.listing import images_below
 from drnet_jax.errors import UserError
 from drnet_jax.inference.predict import Answer
 
@@ -28,6 +28,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
         "budget", None, "Mean cost to route at in 1e9 multiply-adds, the predictor's included; "
         "0 for none. In place of config.budget.", lower_bound=0, flag_values=values,
     )
+    among = define_classes(values, "answers are among these of the model's classes only.")
     form = flags.DEFINE_enum(
         "format", "json", ["json", "csv"], "A line of JSON an image, or CSV.", flag_values=values
     )
@@ -36,8 +37,9 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
         if not images:
             raise UserError("expected images or folders of them, received none; see --help")
         where, paths = workdir(), [path for image in images for path in files_of(image)]
+        classes = among()
         announce_devices()
-        model = load(where, checkpoint.value)
+        model = load(where, checkpoint.value, classes=classes)
         answers = model.predict(
             paths, None if budget.value is None else budget.value * GIGA, skip_errors=True
         )

@@ -18,6 +18,7 @@ from drnet_jax.config import Config
 from drnet_jax.config_check import parse
 from drnet_jax.config_files import load
 from drnet_jax.data.sources import open_source, resolve_classes
+from drnet_jax.data.subset import classes_named
 from drnet_jax.devices import found_devices, join_hosts
 from drnet_jax.errors import UserError, first_line
 
@@ -122,6 +123,14 @@ def announce_devices() -> None:
     line = found_devices()
     if jax.process_index() == 0:
         print(line, file=sys.stderr)
+
+
+def define_classes(values: FlagValues, help: str) -> Callable[[], tuple[str, ...] | None]:
+    """Defines `--classes FILE`; returns what gives the names in it, or None if it was not given."""
+    holder = flags.DEFINE_string(
+        "classes", None, f"File of class names, one a line: {help}", flag_values=values
+    )
+    return lambda: None if holder.value is None else classes_named(holder.value, "--classes")
 
 
 def define_mix(values: FlagValues) -> Callable[[], list[float] | None]:

@@ -74,7 +74,7 @@ def eval_batches(
     data: config.Data,
     *,
     size: int,
-    square: int,
+    square: transforms.Square,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -248,7 +248,7 @@ class _EvalExample:
 
     source: Source
     size: int
-    square: int
+    square: transforms.Square
     share: range
 
     def __call__(self, position: int) -> Batch:

@@ -7,6 +7,8 @@ the candidate resolutions happen on the device.
 import io
 import math
 import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -68,8 +70,10 @@ def _decode_avif(encoded: bytes) -> np.ndarray | None:
         return None
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 [H, W, 3] to [height, width, 3] by antialiased bilinear interpolation.
+def resize(
+    image: np.ndarray, height: int, width: int, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] to [height, width, 3], antialiased; "bilinear" or "bicubic".
 
     An image that has the size already is returned as it is, without resampling.
     """
@@ -78,7 +82,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     # Pillow and not OpenCV, because the filter must be the one that reference networks were trained
     # with and that the device uses below the base size: cv2.INTER_LINEAR does not antialias
     # (37 dB from this when photographs are shrunk to 256 x 256), cv2.INTER_AREA is a box (43 dB).
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    method = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
 def random_crop_box(
@@ -132,18 +137,28 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def square_for(size: int, crop: float) -> int:
-    """What an image is squashed to before its central `size` is cropped, in pixels.
+class Square(NamedTuple):
+    """What an image is squashed to before its centre is cropped."""
 
-    `crop` is the share of a side that is kept: 224 of 256 is 0.875.
-    """
-    return round(size / crop)
+    side: int  # in pixels
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, preprocessing: Mapping[str, Any]) -> "Square":
+        """That of a checkpoint's `preprocessing`."""
+        return cls(preprocessing["resize"], preprocessing["interpolation"])
 
 
-def resize_and_centre_crop(image: np.ndarray, square: int, size: int) -> np.ndarray:
-    """Squashes uint8 [H, W, 3] to [square, square, 3]; returns its centre [size, size, 3].
+def square_for(size: int, crop: float, interpolation: str = "bilinear") -> Square:
+    """The square of which the central `size` is cropped; `crop` is the share of a side that is
+    kept: 224 of 256 is 0.875."""
+    return Square(round(size / crop), interpolation)
+
+
+def resize_and_centre_crop(image: np.ndarray, square: Square, size: int) -> np.ndarray:
+    """Squashes uint8 [H, W, 3] to a square; returns its centre [size, size, 3].
 
     An image that measures that square already is only cropped.
     """
-    start = (square - size) // 2
-    return resize(image, square, square)[start : start + size, start : start + size]
+    start, (side, interpolation) = (square.side - size) // 2, square
+    return resize(image, side, side, interpolation)[start : start + size, start : start + size]

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from drnet_jax import ops
+from drnet_jax.data.imagenet import class_words
 from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation.files import predictions
 from drnet_jax.evaluation.policies import Outcome
@@ -33,7 +34,7 @@ def draw_routing(
     used, counts = np.unique(routed.choice, return_counts=True)
     figure = Figure(figsize=(1.3 * SHOWN, 1.6 * len(used)), layout="constrained")
     axes = figure.subplots(len(used), SHOWN, squeeze=False)
-    predicted = predictions(table, routed)
+    predicted, words = predictions(table, routed), class_words(classes)
     held = {number: image for images, index in sample
             for number, image in zip(index.tolist(), images, strict=True)}
     is_held = np.isin(table.index, list(held))
@@ -51,7 +52,7 @@ def draw_routing(
             seen = ops.resize(image[None].astype(np.float32), resolution)[0]
             axis.imshow(np.asarray(seen).clip(0, 255).astype(np.uint8))
             axis.set_title(
-                printable(classes[predicted[at]]), fontsize=7, parse_math=False,
+                printable(words[predicted[at]]), fontsize=7, parse_math=False,
                 color="black" if routed.right[at] else "tab:red",
             )
     if idle := [_name(drnet, option) for option in range(drnet.options) if option not in used]:

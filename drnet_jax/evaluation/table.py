@@ -16,6 +16,7 @@ from drnet_jax import routing
 from drnet_jax.config import Data
 from drnet_jax.data.loader import Batch, eval_batches
 from drnet_jax.data.sources import Source
+from drnet_jax.data.transforms import Square
 from drnet_jax.inference.engine import Engine
 
 
@@ -77,10 +78,10 @@ def rows(
     }
 
 
-def host_batches(engine: Engine, source: Source, data: Data, square: int) -> Iterator[Batch]:
+def host_batches(engine: Engine, source: Source, data: Data, square: Square) -> Iterator[Batch]:
     """This host's share of a data set, each image once, in batches of the engine's size.
 
-    `square` is what images are squashed to before the base size is cropped, in pixels.
+    `square` is what images are squashed to before the base size is cropped.
     """
     return eval_batches(
         source, data, size=engine.drnet.resolutions[0], square=square,

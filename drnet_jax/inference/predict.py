@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from drnet_jax.data import transforms
+from drnet_jax.data.imagenet import class_words
+from drnet_jax.data.transforms import Square
 from drnet_jax.devices import cores
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
@@ -28,6 +30,7 @@ class Answer:
 
     image: Name  # the file, or else the image's position among those given
     label: str | None  # the most probable class; None with an `error`
+    name: str | None  # that class in words, if it is an ImageNet synset; else as `label`
     probability: float | None  # of that class
     network: str | None  # that answered: "classifier" or "predictor"
     resolution: int | None  # at which that saw the image, in pixels
@@ -36,7 +39,7 @@ class Answer:
 
 
 def predict(
-    engine: Engine, classes: Sequence[str], square: int, images: Iterable[Image], price: float,
+    engine: Engine, classes: Sequence[str], square: Square, images: Iterable[Image], price: float,
     skip_errors: bool,
 ) -> Iterator[Answer]:
     """Yields an Answer for each image, in the order given, as soon as that allows.
@@ -44,7 +47,7 @@ def predict(
     Args:
         engine: of the model.
         classes: names, [C].
-        square: what images are squashed to before the base size is cropped, in pixels.
+        square: what images are squashed to before the base size is cropped.
         images: any number.
         price: at which options are charged.
         skip_errors: whether an image that cannot be read becomes an Answer with an `error`.
@@ -63,7 +66,7 @@ def predict(
             if isinstance(image, UserError):
                 if not skip_errors:
                     raise image
-                ready[ticket] = Answer(name, *[None] * 5, str(image))
+                ready[ticket] = Answer(name, *[None] * 6, str(image))
                 continue
             names[ticket] = name
             rows.append(image)
@@ -108,10 +111,11 @@ def _answered(
     """Answers by ticket; their names are taken out of `names`."""
     best, probability = answers.log_p.argmax(axis=1), np.exp(answers.log_p.max(axis=1))
     network, resolution = engine.drnet.answering(answers.option)
-    multiply_adds = int(engine.costs.routed[answers.option])
+    multiply_adds, words = int(engine.costs.routed[answers.option]), class_words(classes)
     return {
         ticket: Answer(
-            names.pop(ticket), classes[label], share, network, resolution, multiply_adds
+            names.pop(ticket), classes[label], words[label], share, network, resolution,
+            multiply_adds,
         )
         for ticket, label, share in zip(
             answers.tickets.tolist(), best.tolist(), probability.tolist(), strict=True
@@ -120,7 +124,7 @@ def _answered(
 
 
 def _read(
-    engine: Engine, square: int, images: Iterable[Image]
+    engine: Engine, square: Square, images: Iterable[Image]
 ) -> Iterator[tuple[Name, np.ndarray | UserError]]:
     """Each image's name, and uint8 [base, base, 3] or why it cannot be read; threads decode."""
     base = engine.drnet.resolutions[0]
@@ -138,7 +142,7 @@ def _read(
 
 
 def _prepare(
-    position: int, image: Image, square: int, base: int
+    position: int, image: Image, square: Square, base: int
 ) -> tuple[Name, np.ndarray | UserError]:
     name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else position
     try:

@@ -96,8 +96,7 @@ def _build(
     factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
     address = f"config.{key}: {wanted.name!r}"
     network = call_factory(
-        factory, address, width=wanted.width, classes=classes, norm=norm,
-        dtype=jnp.dtype(dtype),
+        factory, address, width=wanted.width, classes=classes, norm=norm, dtype=jnp.dtype(dtype)
     )
     if sizes:
         check_network(network, address, classes, sizes, masked)

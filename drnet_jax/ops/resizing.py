@@ -1,4 +1,4 @@
-"""Resizing: antialiased and bilinear, as products or, on CPUs, with nothing transposed."""
+"""Resizing: antialiased, as products or, on CPUs, with nothing transposed."""
 
 import functools
 
@@ -11,17 +11,21 @@ from drnet_jax.ops.forms import on_cpu
 HIGHEST = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
 
 
-def resize(images: jax.Array, size: int) -> jax.Array:
-    """Antialiased bilinear resize, as Pillow's: [B, H, W, 3] -> float32 [B, size, size, 3].
+def resize(images: jax.Array, size: int, interpolation: str = "bilinear") -> jax.Array:
+    """Antialiased resize, as Pillow's: [B, H, W, 3] in [0, 255] -> float32 [B, size, size, 3].
 
-    The weights of `jax.image.resize`, applied to rows and then to columns.
+    The weights of `jax.image.resize`, applied to rows and then to columns; `interpolation` is a key
+    of KERNELS. What goes beyond the range, as bicubic does at edges, is clipped.
     """
     height, width = images.shape[1:3]
     if (height, width) == (size, size):
         return images.astype(jnp.float32)
-    rows, columns = _weights(height, size), _weights(width, size)
-    if on_cpu():
-        return _resize_on_cpu(images, rows, columns)
+    rows, columns = (_weights(old, size, interpolation) for old in (height, width))
+    resized = (_resize_on_cpu if on_cpu() else _resize)(images, rows, columns)
+    return resized if min(rows.min(), columns.min()) >= 0 else jnp.clip(resized, 0, 255)
+
+
+def _resize(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     # A weight matrix for all channels at once moves more bytes, and has products for which jax
     # 0.10.1 finds no tiles on GPUs.
     images = jnp.einsum("hs,bhwc->bswc", rows, images.astype(jnp.float32), precision=HIGHEST)
@@ -51,19 +55,33 @@ def _bands(weights: np.ndarray, count: int = 6) -> list[tuple[slice, np.ndarray]
 
 def _weigh_taps(weights: np.ndarray, images: jax.Array) -> jax.Array:
     """einsum("hs,bhw->bsw") by the few nonzero weights of each column: no operand is transposed."""
-    old, new = weights.shape
-    taps = int(np.count_nonzero(weights, axis=0).max())
-    first = np.minimum(np.argmax(weights > 0, axis=0), old - taps)
+    (old, new), used = weights.shape, weights != 0
+    first, last = np.argmax(used, axis=0), old - 1 - np.argmax(used[::-1], axis=0)
+    taps = int((last - first).max()) + 1
+    first = np.minimum(first, old - taps)
     return sum(
         images[:, first + tap].astype(jnp.float32) * weights[first + tap, np.arange(new)][:, None]
         for tap in range(taps)
     )
 
 
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - x)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys's kernel with a = -1/2, as Pillow and `jax.image.resize` have it."""
+    inner, outer = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
+KERNELS = {"bilinear": _triangle, "bicubic": _cubic}  # of the distance in pixels, from 0
+
+
 @functools.cache
-def _weights(old: int, new: int) -> np.ndarray:
-    """float32 [old, new]: the triangle filter, widened when shrinking, columns of sum 1."""
+def _weights(old: int, new: int, interpolation: str) -> np.ndarray:
+    """float32 [old, new]: the kernel, widened when shrinking, columns of sum 1."""
     scale = max(old / new, 1)
     centre = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(old)[:, None] - centre) / scale)
+    weights = KERNELS[interpolation](np.abs(np.arange(old)[:, None] - centre) / scale)
     return (weights / weights.sum(0)).astype(np.float32)

@@ -28,16 +28,19 @@ from drnet_jax.plan import flax_baseline
 from drnet_jax.plan.compiler import Analysis, Failure, analyse, analyse_all
 from drnet_jax.plan.target import Target
 from drnet_jax.resolutions import only
+from drnet_jax.train.base_step import Step
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.state import TrainState, create_state
-from drnet_jax.train.step import Setup, Step, batch_shapes, make_step
+from drnet_jax.train.step import Setup, batch_shapes, make_step
 
 TURNS = 3  # of compiling the blocks, for medians of the seconds
 
 
 def state_of(config: Config, drnet: DRNet, stage: str) -> TrainState:
     """The shapes of a stage's state."""
-    create = functools.partial(create_state, drnet, make_optimizer(config, stage, 1))
+    create = functools.partial(
+        create_state, drnet, make_optimizer(config, stage, 1), config.optimizer.ema
+    )
     return jax.eval_shape(create, jax.random.key(0))
 
 

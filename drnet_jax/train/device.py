@@ -7,8 +7,9 @@ A step is a few programs, because the work of each resolution needs a shape of i
     update                     -> new state, metrics (see `drnet_jax.train.update`)
 
 The host reads the counts of the plan, picks the static size of each bucket and skips the empty
-ones (`drnet_jax.train.step`). Pretraining is the same step with the plan in which every bucket
-holds every sample. `add_dense` replaces the buckets by all resolutions for all samples.
+ones (`drnet_jax.train.finetune_step`). Pretraining is the same step with the plan in which every
+bucket holds every sample. `drnet_jax.train.passes` has what replaces the buckets by all resolutions
+for all samples at once.
 
 Sums that are local to a device have an axis of devices before their own, of which each device sees
 its own entry. Axes as in `drnet_jax.buckets`.
@@ -46,12 +47,14 @@ class Sums(struct.PyTreeNode):
     grads: Tree  # of `shared` and `norms`, [1, ...], local
     moments: Tree  # of the BatchNorms, per norm key, [1, ...], local
     choice_grad: jax.Array  # float32 [B, R], d(loss)/dh
-    loss: jax.Array  # float32 [B], cross-entropy summed over the buckets a sample is in
+    loss: jax.Array  # float32 [B], what is optimised, summed over the buckets a sample is in
     correct: jax.Array  # float32 [B, R], 1 where the label came out on top
-    # For those who learn from the base, None if nobody does: its probabilities, float32 [B, C], and
-    # of these that of each resolution's answer, float32 [B, R].
+    # For those who learn from a teacher, None if nobody does: its probabilities, float32 [B, C],
+    # and of these that of each resolution's answer, float32 [B, R].
     teacher: jax.Array | None
     trust: jax.Array | None
+    # Where stage 2 smooths the labels: `loss` without that, float32 [B]. Else None.
+    cross_entropy: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Bucket:
     # At resolutions other than the base, how much of the target is the base's answer to the same
     # samples, and not the label. Where the sums keep a teacher, the base's bucket is the first.
     distillation: float = 0.0
+    label_smoothing: float = 0.0
 
 
 def classifier_params(params: Tree) -> Tree:
@@ -123,9 +127,15 @@ def everyone(drnet: DRNet, batch: Tree, key: jax.Array | None = None) -> Plan:
 
 
 def start(
-    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, teach: bool = False
+    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, teach: bool = False,
+    smooth: bool = False,
 ) -> Sums:
-    """Sums of zero for a batch; with room for the base's answers if it is to teach."""
+    """Sums of zero for a batch.
+
+    Args:
+        teach: whether somebody learns from a teacher, whose answers need room.
+        smooth: whether stage 2 smooths the labels.
+    """
     size, resolutions = batch["label"].shape[0], len(drnet.resolutions)
     logits, moments = jax.eval_shape(
         lambda: drnet.classify(
@@ -144,6 +154,7 @@ def start(
         correct=jnp.zeros((size, resolutions)),
         teacher=jnp.zeros((size, logits.shape[-1])) if teach else None,
         trust=jnp.zeros((size, resolutions)) if teach else None,
+        cross_entropy=jnp.zeros(size) if smooth else None,
     )
 
 
@@ -167,14 +178,14 @@ def add_bucket(
             index, trainable, batch_stats, rows["image"], True, None if bucket.whole else real,
             plan.dropout_key(index),
         )
-        losses = objectives.cross_entropy(chosen[:, None] * logits, rows["label"])
+        losses = objectives.label_loss(chosen[:, None] * logits, rows, bucket.label_smoothing)
         if distillation and index > 0:
             teacher = buckets.gather(sums.teacher, order, size)
             taught = objectives.soft_cross_entropy(logits, teacher)
             losses = (1 - distillation) * losses + distillation * taught
         # A select, not a product: garbage in a padded row must not become 0 * inf.
         losses = jnp.where(real, losses, 0)
-        return jnp.sum(losses) / _global_size(batch), (losses, logits, moments)
+        return jnp.sum(losses) / global_size(batch), (losses, logits, moments)
 
     gradient = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
     (grads, chosen_grad), (losses, logits, moments) = gradient(
@@ -185,7 +196,9 @@ def add_bucket(
         return buckets.scatter(values, order, real, batch_size)
 
     correct = back((jnp.argmax(logits, -1) == rows["label"]).astype(jnp.float32))
-    teacher, trust = sums.teacher, sums.trust
+    teacher, trust, cross_entropy = sums.teacher, sums.trust, sums.cross_entropy
+    if cross_entropy is not None:
+        cross_entropy += back(objectives.cross_entropy(logits, rows["label"]))
     if teacher is not None:
         if index == 0:
             teacher = back(jax.nn.softmax(logits))
@@ -193,70 +206,26 @@ def add_bucket(
         of_answer = jnp.take_along_axis(teacher, answer[:, None], axis=1)[:, 0]
         trust = trust.at[:, index].set(of_answer)
     return Sums(
-        grads=_add(sums.grads, grads),
-        moments=_add_moments(sums.moments, drnet.norm_keys[index], moments),
+        grads=add(sums.grads, grads),
+        moments=add_moments(sums.moments, drnet.norm_keys[index], moments),
         choice_grad=sums.choice_grad.at[:, index].add(back(chosen_grad)),
         loss=sums.loss + back(losses),
         correct=sums.correct.at[:, index].add(correct),
         teacher=teacher,
         trust=trust,
+        cross_entropy=cross_entropy,
     )
 
 
-def add_dense(
-    drnet: DRNet, params: Tree, batch_stats: Tree, batch: Tree, plan: Plan, sums: Sums
-) -> Sums:
-    """Adds all resolutions for all samples: the full gradient of Eq. 11, at R times the cost.
-
-    The loss is the cross-entropy of y = sum_j h_j F_j(x), and every entry of h gets its
-    derivative. The classifier's gradient and the statistics are those of the buckets; it has
-    nothing to learn from a sample that it does not answer.
-    """
-    indices = range(len(drnet.resolutions))
-    hard = jax.nn.one_hot(plan.choice, len(drnet.resolutions))
-
-    def loss_of(trainable: Tree, hard: jax.Array):
-        image = batch["image"]
-        passes = [
-            drnet.classify(
-                index, trainable, batch_stats, image, True, plan.choice == index,
-                plan.dropout_key(index),
-            )
-            for index in indices
-        ]
-        logits = jnp.stack([logits for logits, _ in passes], axis=1)  # [B, R, C]
-        losses = objectives.cross_entropy(jnp.einsum("br,brc->bc", hard, logits), batch["label"])
-        losses = jnp.where(plan.choice < len(passes), losses, 0)
-        moments = [moments for _, moments in passes]
-        return jnp.sum(losses) / _global_size(batch), (losses, logits, moments)
-
-    gradient = jax.grad(loss_of, argnums=(0, 1), has_aux=True)
-    (grads, choice_grad), (losses, logits, moments) = gradient(
-        local(classifier_params(params)), hard
-    )
-    total = sums.moments
-    for index in indices:
-        total = _add_moments(total, drnet.norm_keys[index], moments[index])
-    return Sums(
-        grads=_add(sums.grads, grads),
-        moments=total,
-        choice_grad=sums.choice_grad + choice_grad,
-        loss=sums.loss + losses,
-        correct=sums.correct + hard * (jnp.argmax(logits, -1) == batch["label"][:, None]),
-        teacher=None,
-        trust=None,
-    )
-
-
-def _global_size(batch: Tree) -> int:
+def global_size(batch: Tree) -> int:
     """Samples of all devices together."""
     return batch["label"].shape[0] * jax.lax.axis_size(AXIS)
 
 
-def _add(total: Tree, tree: Tree) -> Tree:
+def add(total: Tree, tree: Tree) -> Tree:
     """Adds to local sums, [1, ...], what was computed just now, [...]."""
     return jax.tree.map(jnp.add, total, tree)
 
 
-def _add_moments(total: Tree, key: str, moments: Tree) -> Tree:
-    return total | {key: _add(total[key], moments)}
+def add_moments(total: Tree, key: str, moments: Tree) -> Tree:
+    return total | {key: add(total[key], moments)}

@@ -55,7 +55,7 @@ def check_state(state: TrainState, step: int, good: Checkpoints) -> None:
     """Raises UserError unless all that a checkpoint would hold of a state is finite."""
     parts = {
         "parameters": state.params, "BatchNorm statistics": state.batch_stats,
-        "optimiser state": state.opt_state,
+        "optimiser state": state.opt_state, "moving average": state.average,
     }
     bad = [name for name, finite in _finite(parts).items() if not finite]
     if bad:

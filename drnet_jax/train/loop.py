@@ -15,11 +15,12 @@ from drnet_jax.config import STAGES, Config
 from drnet_jax.data.loader import train_batches
 from drnet_jax.devices import put_batch, replicated
 from drnet_jax.drnet import Tree
+from drnet_jax.train.base_step import Step
 from drnet_jax.train.finite import check_state, check_step, check_validation
 from drnet_jax.train.optimizer import learning_rate
 from drnet_jax.train.run import Run, open_run
 from drnet_jax.train.state import TrainState, create_state
-from drnet_jax.train.step import Step, batch_shapes
+from drnet_jax.train.step import batch_shapes
 from drnet_jax.train.telemetry import HINT, Window
 
 
@@ -61,7 +62,7 @@ def train(
 
 def _compile_all(run: Run, step: Step) -> None:
     """Compiles every program of a step, at every size that a bucket can have."""
-    create = functools.partial(create_state, run.drnet, step.optimizer)
+    create = functools.partial(create_state, run.drnet, step.optimizer, step.ema)
     state = jax.eval_shape(create, jax.eval_shape(jax.random.key, 0))
     sizes = [run.sizes] * len(run.drnet.resolutions)
     for program, arguments in step.all_programs(state, batch_shapes(run.config), sizes):
@@ -90,28 +91,29 @@ def _run_stage(run: Run, stage: str, step: Step, previous: TrainState | None) ->
 
 def _restored(run: Run, step: Step) -> TrainState:
     """The state of the checkpoint that the run goes on from."""
-    create = functools.partial(create_state, run.drnet, step.optimizer)
+    create = functools.partial(create_state, run.drnet, step.optimizer, step.ema)
     abstract = jax.eval_shape(create, jax.random.key(0))
     model, training = run.checkpoints.restore(
         run.resumed.step, abstract.model, abstract.training, run.mesh
     )
-    return TrainState(**model, **training)
+    return TrainState.restored(model, training)
 
 
 def _fresh(run: Run, step: Step, previous: TrainState | None) -> TrainState:
     """The state that a stage begins with: fresh, but for what the stage before has trained."""
-    create = functools.partial(create_state, run.drnet, step.optimizer)
+    create = functools.partial(create_state, run.drnet, step.optimizer, step.ema)
     # Created under its sharding: moved there later, the step would compile twice.
     state = jax.jit(create, out_shardings=replicated(run.mesh))(jax.random.key(run.config.seed))
     if previous is None:
         run.telemetry.say(parameter_overview.get_parameter_overview(state.params))
         return state
-    if run.drnet.classifies:
-        return state.replace(params=previous.params, batch_stats=previous.batch_stats)
-    return state.replace(
-        params=previous.params | {"predictor": state.params["predictor"]},
-        batch_stats=previous.batch_stats | {"predictor": state.batch_stats["predictor"]},
-    )
+    learnt = previous.model
+    if not run.drnet.classifies:
+        learnt = {
+            name: tree | {"predictor": state.weights[name]["predictor"]}
+            for name, tree in learnt.items()
+        }
+    return state.beginning_with(**learnt)
 
 
 def _steps(

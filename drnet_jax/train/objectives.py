@@ -1,9 +1,11 @@
 """Objectives: what the predictor learns, how it chooses in training, and the losses (Eqs. 5-11).
 
 Both objectives have the same three methods, and run on one device of a mesh with the axis `data`.
+Their `label_smoothing` is of the classes, which classifier and class head learn (see `label_loss`).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from drnet_jax import routing
-from drnet_jax.config import GIGA, Config
+from drnet_jax.config import GIGA, Config, Pretrain
 from drnet_jax.cost import Costs
 from drnet_jax.devices import AXIS
 from drnet_jax.drnet import Prediction
@@ -23,7 +25,8 @@ class Feedback(NamedTuple):
     label: jax.Array  # int32 [B]
     noise: jax.Array  # float32 [B, O], that `choose` was given
     choice: jax.Array  # int32 [B], that it returned
-    cross_entropy: jax.Array  # float32 [B], of the classifier where it answered, else 0
+    # float32 [B], of the classifier where it answered, else 0; the label is taken as it is.
+    cross_entropy: jax.Array
     choice_grad: jax.Array  # float32 [B, R], derivative of the mean cross-entropy with respect to h
     mix: jax.Array  # float32 [O], shares of the global batch
     count: jax.Array  # scalar, size of the global batch
@@ -37,6 +40,7 @@ class GumbelObjective:
     alpha: float  # target in multiply-adds, predictor excluded
     eta: float
     temperature: float
+    label_smoothing: float = 0.0
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Log-probabilities of choosing each resolution, [B, R], of predictor logits [B, R]."""
@@ -84,6 +88,7 @@ class OutcomeObjective:
     costs: tuple[int, ...]  # multiply-adds that each option adds to the predictor's, [O]
     target: float  # mean multiply-adds of an image at its option, predictor excluded
     exploration: float  # scale of the Gumbel noise, in units of probability
+    label_smoothing: float = 0.0
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """How probably each option answers right, [B, O], of predictor logits."""
@@ -110,10 +115,10 @@ class OutcomeObjective:
         answered = feedback.cross_entropy
         classes = 0.0
         if own is not None:
-            own = cross_entropy(own, feedback.label)
-            classes = jnp.sum(own)
+            classes = jnp.sum(label_loss(own, {"label": feedback.label}, self.label_smoothing))
             by_predictor = feedback.choice == logits.shape[1] - 1
-            answered = jnp.where(by_predictor, jax.lax.stop_gradient(own), answered)
+            of_label = jax.lax.stop_gradient(cross_entropy(own, feedback.label))
+            answered = jnp.where(by_predictor, of_label, answered)
         chosen = jnp.take_along_axis(logits, feedback.choice[:, None], axis=1)[:, 0]
         options = jnp.sum(binary_cross_entropy(chosen, jnp.exp(-answered)))
         return (options + classes) / feedback.count, jax.lax.stop_gradient(options)
@@ -129,31 +134,34 @@ def make_objective(config: Config, costs: Costs) -> Objective:
         UserError: if no mix of the options costs `config.budget`.
     """
     router, target = config.router, GIGA * config.budget
+    smoothing = config.finetune.label_smoothing
     costs.check_budget(target)
     if router.objective == "gumbel":
         gumbel = router.gumbel
         return GumbelObjective(
-            costs.classifier, gumbel.alpha * GIGA, gumbel.eta, gumbel.temperature
+            costs.classifier, gumbel.alpha * GIGA, gumbel.eta, gumbel.temperature, smoothing
         )
-    return OutcomeObjective(costs.added, target - costs.predictor, router.outcome.exploration)
+    return OutcomeObjective(
+        costs.added, target - costs.predictor, router.outcome.exploration, smoothing
+    )
 
 
 def pretrain_loss(
-    prediction: Prediction, label: jax.Array, teacher: jax.Array, trust: jax.Array,
-    distillation: float,
+    prediction: Prediction, labels: Mapping[str, jax.Array], teacher: jax.Array, trust: jax.Array,
+    settings: Pretrain,
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of a predictor that knows the classes in stage 1, summed over samples.
 
     There every sample is run at every resolution, so that each option has a target without the
-    noise of right and wrong: the probability that the base gives to the option's answer. No label
-    is in it.
+    noise of right and wrong: the probability that the teacher, the base or all resolutions' mean,
+    gives to the option's answer. No label is in it.
 
     Args:
         prediction: of B samples.
-        label: int32 [B].
-        teacher: float32 [B, C], probabilities at the base.
+        labels: as of `label_loss`.
+        teacher: float32 [B, C], probabilities.
         trust: float32 [B, R], of these that of each resolution's answer.
-        distillation: how much of the class head's target is the teacher, and not the label.
+        settings: how much of the class head's target is the teacher, and not the label.
 
     Returns:
         Two sums over the samples, both scalars: the loss, and the options' part of it, in which
@@ -163,11 +171,33 @@ def pretrain_loss(
     of_own = jnp.take_along_axis(teacher, jnp.argmax(own, axis=1)[:, None], axis=1)
     trust = jnp.concatenate([trust, of_own], axis=1)
     options = jnp.sum(binary_cross_entropy(logits, trust))
+    distillation = settings.distillation
     classes = jnp.sum(
-        (1 - distillation) * cross_entropy(own, label)
+        (1 - distillation) * label_loss(own, labels, settings.label_smoothing)
         + distillation * soft_cross_entropy(own, teacher)
     )
     return options + classes, options
+
+
+def label_loss(
+    logits: jax.Array, labels: Mapping[str, jax.Array], smoothing: float
+) -> jax.Array:
+    """The loss against the labels of a batch, float32 [B], of logits [B, C].
+
+    Args:
+        labels: "label", int32 [B]; of mixed images besides "other", int32 [B], and "share", float32
+            [B], that of "label" (see `drnet_jax.train.mixing`).
+        smoothing: share of the labels' weight that is spread evenly over all classes (Szegedy et
+            al., CVPR 2016).
+    """
+    loss = cross_entropy(logits, labels["label"])
+    if "other" in labels:
+        share = labels["share"]
+        loss = share * loss + (1 - share) * cross_entropy(logits, labels["other"])
+    if smoothing:
+        even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        loss = (1 - smoothing) * loss + smoothing * even
+    return loss
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

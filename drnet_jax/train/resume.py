@@ -5,6 +5,7 @@ by must stay as it was; only the training images may change, from the next epoch
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,15 +15,18 @@ from jax.sharding import Mesh
 from drnet_jax.checkpoint import Meta, Progress, newest, open_existing
 from drnet_jax.config import STAGES, Config
 from drnet_jax.data.sources import Source
+from drnet_jax.devices import replicated
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.train.optimizer import make_optimizer
-from drnet_jax.train.state import TrainState
+from drnet_jax.train.state import TrainState, create_state
+from drnet_jax.transfer import Knowledge, Variables, differences, move
 
-CLASSIFIER_KEYS = (
-    "resolutions", "dtype", "classifier.name", "classifier.width",
-    "classifier.resolution_aware_norm", "preprocessing.mean", "preprocessing.deviation",
+NETWORK_KEYS = (
+    "dtype", "classifier.name", "classifier.width", "classifier.resolution_aware_norm",
+    "preprocessing.mean", "preprocessing.deviation", "preprocessing.interpolation",
 )
+CLASSIFIER_KEYS = ("resolutions", *NETWORK_KEYS)
 PREDICTOR_KEYS = (
     "predictor.name", "predictor.width", "predictor.resolution", "predictor.classifies",
 )
@@ -70,6 +74,11 @@ def resume(
     saved = newest(workdir)
     if saved is None:
         return None, []
+    if not saved.progress.images:
+        raise UserError(
+            f"{workdir}: expected a run to go on with, or a new directory, received imported "
+            f"weights; use another --workdir, and --config.init_from={workdir} to begin with them"
+        )
     check_compatible(saved, config, source.classes, workdir)
     changed = _check_counts(saved, config, source, changed_data, workdir)
     other = differing(saved.config, config)
@@ -140,10 +149,10 @@ def _check_optimizer(
     saved: Meta, config: Config, drnet: DRNet, keys: list[str], where: str
 ) -> None:
     """Raises UserError if one of the keys that differ makes another shape of optimiser state."""
-    params, _ = jax.eval_shape(drnet.init, jax.random.key(0))
-
     def shape(config: Config) -> Any:
-        return jax.eval_shape(make_optimizer(config, saved.stage, 1).init, params)
+        optimizer, ema = make_optimizer(config, saved.stage, 1), config.optimizer.ema
+        create = functools.partial(create_state, drnet, optimizer, ema)
+        return jax.eval_shape(create, jax.random.key(0)).training
 
     groups = "optimizer", saved.stage
     for group, _, name in (key.partition(".") for key in keys):
@@ -167,46 +176,55 @@ def _with(saved: Config, config: Config, group: str, name: str) -> Config:
 
 
 def check_compatible(
-    saved: Meta, config: Config, classes: tuple[str, ...], where: str,
+    saved: Meta, config: Config, classes: tuple[str, ...] | None, where: str,
     keys: tuple[str, ...] = CLASSIFIER_KEYS + PREDICTOR_KEYS,
 ) -> None:
-    """Raises UserError if a checkpoint's networks or classes differ from the ones at hand."""
+    """Raises UserError if a checkpoint's networks differ from the ones at hand, or its classes from
+    `classes`, unless these are None."""
     differences = [
         f"config.{key}: {saved.config.get(key)!r} in the checkpoint, {config.get(key)!r} here"
         for key in keys if saved.config.get(key) != config.get(key)
     ]
-    if saved.classes != classes:
+    if classes is not None and saved.classes != classes:
         differences.append(
             f"classes: {len(saved.classes)} in the checkpoint ({', '.join(saved.classes[:3])}, "
             f"...), {len(classes)} in the data set ({', '.join(classes[:3])}, ...)"
         )
     if differences:
         raise UserError(
-            f"{where}: expected a checkpoint of the same networks and classes; "
-            + "; ".join(differences)
-            + ". Use another --workdir, or the configuration that it was made with"
+            f"{where}: expected a checkpoint of the same networks"
+            + " and classes" * (classes is not None) + f"; {'; '.join(differences)}. "
+            "Use another --workdir, or the configuration that it was made with"
         )
 
 
-def starting_point(config: Config, classes: tuple[str, ...], mesh: Mesh) -> TrainState | None:
-    """A state that holds what another run's stage 1 has trained, if the config names one.
+def starting_point(
+    config: Config, drnet: DRNet, classes: tuple[str, ...], mesh: Mesh
+) -> tuple[TrainState | None, list[str]]:
+    """A state with what the run or import that the config names has learnt, and lines to print.
+
+    It is that of the end of stage 1, or else of the newest checkpoint; `transfer.move` says what of
+    it is taken. None if the config names none.
 
     Raises:
-        UserError: if that run has none, or one of another network.
+        UserError: if there is no checkpoint, or one of another network.
     """
     origin = config.init_from
     if not origin:
-        return None
+        return None, []
     checkpoints = open_existing(origin)
     metas = [checkpoints.meta(step) for step in checkpoints.steps()]
-    of_stage_1 = [meta for meta in metas if meta.stage == STAGES[0]]
-    if not of_stage_1:
-        raise UserError(
-            f"config.init_from: expected the workdir of a run that has pretrained, "
-            f"received {origin!r}, which holds no checkpoint of that stage"
-        )
-    trained = CLASSIFIER_KEYS + PREDICTOR_KEYS if config.predictor.classifies else CLASSIFIER_KEYS
-    check_compatible(of_stage_1[-1], config, classes, origin, keys=trained)
-    params, batch_stats = checkpoints.restore_model(of_stage_1[-1].step, mesh)
+    meta = ([meta for meta in metas if meta.stage == STAGES[0]] or metas)[-1]
+    check_compatible(meta, config, None, origin, NETWORK_KEYS)
+    variables = checkpoints.restore_model(meta.step, mesh)
     checkpoints.close()
-    return TrainState(None, params, batch_stats, None)
+    source, target = Knowledge(meta.config, meta.classes), Knowledge(config, classes)
+
+    # In one program, which makes of the fresh variables only those that are needed.
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def begin(variables: Variables, key: jax.Array) -> Variables:
+        return move(variables, drnet.init(key), source, target)
+
+    params, batch_stats = begin(variables, jax.random.key(config.seed))
+    told = f"beginning with the weights of {origin}, step {meta.step} ({meta.stage})"
+    return TrainState(None, params, batch_stats, None), [told, *differences(source, target)]

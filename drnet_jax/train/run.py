@@ -13,15 +13,17 @@ from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import model_costs
 from drnet_jax.data.loader import check_source
 from drnet_jax.data.sources import Source, open_source, resolve_classes
+from drnet_jax.data.subset import write_classes
 from drnet_jax.devices import Programs, check_batch, data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.train.base_step import Step
 from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.resume import Span, resume, spans, starting_point
 from drnet_jax.train.sizes import Sizes
 from drnet_jax.train.state import TrainState
-from drnet_jax.train.step import Setup, Step, make_step
+from drnet_jax.train.step import Setup, make_step
 from drnet_jax.train.telemetry import Telemetry
 from drnet_jax.train.validation import Validation
 
@@ -33,7 +35,7 @@ class Run(Setup):
     source: Source  # of the training images
     resumed: Meta | None  # the checkpoint that it goes on from
     spans: dict[str, Span]  # of the stages that it runs
-    origin: TrainState | None  # what stage 2 begins with, if not this run's stage 1
+    origin: TrainState | None  # what the first stage begins with, see `config.init_from`
     checkpoints: Checkpoints
     telemetry: Telemetry
     validation: Validation
@@ -87,7 +89,9 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
     make_objective(config, costs)  # checks the budget
     resumed, news = resume(workdir, config, drnet, source, changed_data)
-    origin = None if resumed else starting_point(config, source.classes, mesh)
+    origin = None
+    if not resumed:
+        origin, news = starting_point(config, drnet, source.classes, mesh)
     telemetry, of_stages = Telemetry(workdir), spans(config, len(source), resumed)
     validation = Validation(config, drnet, costs, val_source, telemetry.compiled)
 
@@ -100,6 +104,7 @@ def open_run(config: Config, workdir: str, changed_data: bool = False) -> Run:
     )
     if jax.process_index() == 0:
         (Path(workdir) / "config.json").write_text(config.to_json() + "\n")
+        write_classes(Path(workdir) / "classes.txt", source.classes)
     telemetry.open(resumed.step if resumed else 0)
     data = config.data
     for line in (
@@ -126,6 +131,12 @@ def _doubts(config: Config, devices: int) -> list[str]:
         found.append(
             "config.finetune.epochs: 0, so that a predictor with config.predictor.classifies=False "
             "is never trained: the run gives fixed resolutions and cascades, and no routing"
+        )
+    learners = config.pretrain.distillation or config.predictor.classifies
+    if config.pretrain.teacher == "ensemble" and not learners:
+        found.append(
+            "config.pretrain.teacher: 'ensemble', of which with config.pretrain.distillation=0 and "
+            "config.predictor.classifies=False nobody learns"
         )
     return found
 

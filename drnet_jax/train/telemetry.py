@@ -4,11 +4,11 @@ A line of metrics.jsonl is a JSON object with `kind`, `step` (counted over both 
 (seconds since 1970). A cost is `multiply_adds` of one image, a mix the share of the images of each
 option, `{"64": 0.5, ..., "predictor": 0.1}`; accuracies and shares are between 0 and 1.
 
-    train       means over the steps since the line before: `stage`, `loss` (cross-entropy, in stage
-                1 summed over the resolutions), `learning_rate` (the last step's, of the
-                classifier), `images_per_second`, `data_wait` and `compile_wait` (shares of the
-                time), `seconds_left` of the stage; `accuracy`, in stage 1 by option; `router_loss`,
-                in stage 1 of a predictor that knows the classes; in stage 2 `mix`,
+    train       means over the steps since the line before: `stage`, `loss` (what is optimised of
+                the classes, in stage 1 summed over the resolutions), `learning_rate` (the last
+                step's, of the classifier), `images_per_second`, `data_wait` and `compile_wait`
+                (shares of the time), `seconds_left` of the stage; `accuracy`, in stage 1 by option;
+                `router_loss`, in stage 1 of a predictor that knows the classes; in stage 2 `mix`,
                 `multiply_adds` (the predictor's included), `entropy` of the mix in nats, and
                 `padding` (the share of the buckets' rows that are no image)
     validation  `stage`, and what `drnet_jax.train.validation` found

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from drnet_jax.config import Pretrain
 from drnet_jax.devices import AXIS
 from drnet_jax.drnet import DRNet, Prediction, Tree
 from drnet_jax.models.norm import update_statistics
 from drnet_jax.train import objectives
 from drnet_jax.train.device import Plan, Sums, local
 from drnet_jax.train.objectives import Feedback, Objective
-from drnet_jax.train.state import TrainState
+from drnet_jax.train.state import TrainState, moved_average
 
 
 def pretrain_gradients(
-    drnet: DRNet, distillation: float, state: TrainState, batch: Tree, plan: Plan, sums: Sums
+    drnet: DRNet, settings: Pretrain, state: TrainState, batch: Tree, plan: Plan, sums: Sums
 ) -> tuple[Tree, Tree, Tree]:
     """Adds up the devices' sums; the loss is the sum over the resolutions (section 4.1).
 
@@ -42,7 +43,7 @@ def pretrain_gradients(
 
         def loss_of(prediction: Prediction):
             loss, options = objectives.pretrain_loss(
-                prediction, batch["label"], sums.teacher, sums.trust, distillation
+                prediction, batch, sums.teacher, sums.trust, settings
             )
             return loss / size, jax.lax.stop_gradient(options)
 
@@ -68,15 +69,16 @@ def finetune_gradients(
 
     Returns:
         Gradients of all parameters, new batch_stats, and metrics: as float32 sums over the global
-        batch, `count`, `loss` (cross-entropy), `correct` and `chosen` of each option [O],
+        batch, `count`, `loss` (of the classes), `correct` and `chosen` of each option [O],
         `router_loss` (see `drnet_jax.train.objectives`) and the predictor's `logits`, whose sum is
         finite only if all of them are.
     """
     count = jax.lax.psum(sums.loss.size * 1.0, AXIS)
     sent = jax.nn.one_hot(plan.choice, drnet.options)
     chosen = jax.lax.psum(jnp.sum(sent, 0), AXIS)
+    cross_entropy = sums.loss if sums.cross_entropy is None else sums.cross_entropy
     feedback = Feedback(
-        batch["label"], noise, plan.choice, sums.loss, sums.choice_grad, mix=chosen / count,
+        batch["label"], noise, plan.choice, cross_entropy, sums.choice_grad, mix=chosen / count,
         count=count,
     )
     learnt = _learn(
@@ -85,7 +87,8 @@ def finetune_gradients(
     loss, correct = jnp.sum(sums.loss), jnp.sum(sums.correct, 0)
     if drnet.classifies:
         answered = sent[:, -1]
-        loss += jnp.sum(answered * learnt.loss)
+        of_own = objectives.label_loss(learnt.classes, batch, objective.label_smoothing)
+        loss += jnp.sum(answered * of_own)
         correct = jnp.append(correct, jnp.sum(answered * learnt.correct))
     total = jax.lax.psum(
         {
@@ -104,7 +107,7 @@ class Learnt(NamedTuple):
 
     grads: Tree
     moments: Tree
-    loss: jax.Array  # float32 [B], cross-entropy of its own answers; 0 without any
+    classes: jax.Array | None  # float32 [B, C], logits of its own answers; None without any
     correct: jax.Array  # float32 [B], whether they are right; 0 without any
     metrics: dict[str, jax.Array]  # "router_loss", and "logits", their sum
 
@@ -131,26 +134,33 @@ def _learn(
 
     predictor = local(state.params["predictor"])
     grads, (router_loss, prediction, moments) = jax.grad(run, has_aux=True)(predictor)
-    label = batch["label"]
-    loss = correct = jnp.zeros(label.shape)
-    if prediction.classes is not None:
-        loss = objectives.cross_entropy(prediction.classes, label)
-        correct = (jnp.argmax(prediction.classes, -1) == label).astype(jnp.float32)
+    label, classes = batch["label"], prediction.classes
+    correct = jnp.zeros(label.shape)
+    if classes is not None:
+        correct = (jnp.argmax(classes, -1) == label).astype(jnp.float32)
     logits = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(prediction))
-    return Learnt(grads, moments, loss, correct, {"router_loss": router_loss, "logits": logits})
+    return Learnt(grads, moments, classes, correct, {"router_loss": router_loss, "logits": logits})
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: Tree, batch_stats: Tree
+    optimizer: optax.GradientTransformation, ema: float, state: TrainState, grads: Tree,
+    batch_stats: Tree,
 ) -> TrainState:
-    """The state after a step of these gradients, in the shape of `params`."""
+    """The state after a step of these gradients, in the shape of `params`.
+
+    Args:
+        ema: decay of the state's average, if it has one.
+    """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return TrainState(
+    moved = TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if state.average is None:
+        return moved
+    return moved.replace(average=moved_average(state.average, moved.weights, ema, state.step))
 
 
 def _own(total: Tree) -> Tree:

@@ -34,11 +34,11 @@ class Validation:
 
     def __call__(self, stage: str, state: TrainState) -> dict[str, Any]:
         """What metrics.jsonl records, and checkpoints keep; "top1" ranks these."""
-        self._engine.load(state.params, state.batch_stats)
-        costs = self._costs
+        self._engine.load(**state.model)
+        costs, expected = self._costs, self._config.preprocessing
+        square = square_for(costs.resolutions[0], expected.val_crop, expected.interpolation)
         table = tabulate(self._engine, host_batches(
-            self._engine, self._source, self._config.data,
-            square_for(costs.resolutions[0], self._config.preprocessing.val_crop),
+            self._engine, self._source, self._config.data, square
         ))
         fixed = table.right.mean(axis=0)
         found = {"top1_by_option": by_option(costs.options, fixed)}
