@@ -70,11 +70,11 @@ def _product(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Ar
 
 
 def _shifted(x: jax.Array, size: int, stride: int, pads: Pads) -> list[jax.Array]:
-    """What each of the size * size taps meets: of x [..., H, W, C] every stride-th pixel."""
-    height, width = x.shape[-3:-1]
-    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), *pads, (0, 0)))
+    """What each of the size * size taps meets of x [S, H, W, C]: [S, H/stride, W/stride, C]."""
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return [
-        x[..., row : row + height : stride, column : column + width : stride, :]
+        x[:, row : row + height : stride, column : column + width : stride]
         for row in range(size) for column in range(size)
     ]
 
@@ -98,7 +98,10 @@ def _depthwise_backward(
     """The gradients of x and kernel; derived automatically they would be many times slower."""
     x, kernel = saved
     taps = channel_sums([y * dy for y in _shifted(x, len(kernel), stride, pads)])
-    dx = _depthwise_transposed(dy, kernel, stride, pads)
+    # In two halves of the batch, joined: XLA fuses no joint into what reads it, where it would
+    # compute the sums anew in each of several loops. With strides there are joints already.
+    parts = jnp.split(dy, [len(dy) // 2]) if stride == 1 else [dy]
+    dx = jnp.concatenate([_depthwise_transposed(part, kernel, stride, pads) for part in parts])
     dk = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
     return dx[:, : x.shape[1], : x.shape[2]], dk
 
