@@ -18,8 +18,8 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
 def short(number: float) -> str:
     """4089184256 -> "4.09 G": three digits and a unit."""
-    for factor, unit in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= 0.9995 * factor:
+    for power, unit in ((18, " E"), (15, " P"), (12, " T"), (9, " G"), (6, " M"), (3, " k")):
+        if number >= 0.9995 * (factor := 10.0**power):
             return f"{number / factor:#.3g}".rstrip(".") + unit
     return f"{number:.0f}"
 

@@ -21,6 +21,7 @@ from drnet_jax.adapt.statistics import _read as read
 from drnet_jax.adapt.step import AdaptState, adapt_program, begin, make_optimizer
 from drnet_jax.checkpoint import newest, open_existing
 from drnet_jax.data.folder import FolderSource
+from drnet_jax.data.transforms import Square
 from drnet_jax.data.unlabelled import UnlabelledSource
 from drnet_jax.devices import Programs, data_mesh, replicated, split
 from drnet_jax.errors import UserError
@@ -267,7 +268,7 @@ def test_half_a_class_file_is_refused(single, images, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("class0\n")
     assert runs.call(*flags(single, images, "--resolutions", "16", "--classes", str(names))) == 2
-    assert "names 1, and two are needed at least" in capsys.readouterr().err
+    assert "expected two or more different class names" in capsys.readouterr().err
 
 
 # --- Statistics taken anew -----------------------------------------------------------------------
@@ -310,7 +311,8 @@ def test_statistics_are_those_of_all_images(adapted, images):
     found = statistics(engine, params, stats, source, meta)
     pixels = np.concatenate([
         batch["image"][batch["mask"]]
-        for batch in host_batches(engine, source, meta.config.data, meta.preprocessing["resize"])])
+        for batch in host_batches(
+            engine, source, meta.config.data, Square.of(meta.preprocessing))])
     assert len(pixels) == 48
     for key in ("32", "16"):
         view = drnet_images.view(jnp.asarray(pixels), int(key))

@@ -1,5 +1,6 @@
 """The benchmark through its command line, and the parts whose figures can be worked by hand."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -18,6 +19,8 @@ from drnet_jax.benchmark.report import text as report_text
 from drnet_jax.benchmark.timing import Case, Timing, measure
 from drnet_jax.cost import model_costs
 from drnet_jax.errors import UserError
+from drnet_jax.models import NETWORKS
+from drnet_jax.products import layer_costs, parameters
 from drnet_jax.train.objectives import GumbelObjective
 from tests import runs
 from tests.tiny import RESOLUTIONS, Trainer, mesh_of, random_batch, tiny_config
@@ -255,7 +258,7 @@ def test_torch_of_another_network():
 
 def test_torch_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"--torch: expected PyTorch, but .*\(pip install torch\)"):
+    with pytest.raises(UserError, match=r"--torch: expected PyTorch, but .*\(pip install torch t"):
         run(with_torch=True)
 
 
@@ -379,11 +382,51 @@ def test_row():
     }
 
 
-def test_pytorch_cases():
-    torch = pytest.importorskip("torch")
+def torch_networks():
+    """Those of PyTorch, by name; a skip where they are not installed."""
+    for name in ("torch", "torchvision", "timm"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"PyTorch's networks are the reference, and {name} is not installed")
+    return importlib.import_module("drnet_jax.benchmark.torch_baseline").NETWORKS
+
+
+@pytest.mark.parametrize(("name", "width"), [
+    ("resnet34", 0.25), ("resnet152", 0.25), ("mobilenetv2", 0.5), ("efficientnet_b0", 1.0),
+    ("tf_efficientnet_lite0", 1.0),
+])
+def test_pytorchs_networks_have_as_many_parameters_as_ours(name, width):
+    theirs = torch_networks()[name](name, 10, width)
+    ours = layer_costs(NETWORKS[name](classes=10, width=width), 64)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == parameters(ours)
+
+
+def test_pytorchs_networks_cover_ours_but_for_the_predictors():
+    assert set(NETWORKS) - set(torch_networks()) == {"mobilenetv2_tiny", "convnet"}
+
+
+def test_a_width_that_timm_has_not_is_refused():
+    with pytest.raises(UserError, match=r"--torch: expected a config.classifier.width of 1, as ti"):
+        torch_networks()["efficientnet_lite0"]("efficientnet_lite0", 10, 0.5)
+
+
+@pytest.mark.parametrize("absent", ["torchvision", "timm"])
+def test_a_library_of_pytorch_is_missing(absent, monkeypatch):
+    torch_networks()
+    monkeypatch.setitem(sys.modules, absent, None)
+    config = tiny_config({"classifier.name": "efficientnet_lite0", "resolutions": (32,)})
+    costs, batch = model_costs(config, config.classifier.classes), random_batch(4, base=32)
+    with pytest.raises(UserError, match=rf"--torch: expected PyTorch, but .*{absent}.*pip install"):
+        next(cases.pytorch(config, costs, batch, batch["image"]))
+
+
+@pytest.mark.parametrize(("name", "width", "rate"), [
+    ("resnet10", 0.03125, 0.1), ("mobilenetv2", 0.25, 0.01)])
+def test_pytorch_cases(name, width, rate):
+    torch_networks()
+    torch = importlib.import_module("torch")
     config = tiny_config({
-        "classifier.name": "resnet10", "classifier.width": 0.03125, "resolutions": (32,),
-        "predictor.resolution": 8,
+        "classifier.name": name, "classifier.width": width, "resolutions": (32,),
+        "predictor.resolution": 8, "pretrain.learning_rate": rate,
     })
     costs = model_costs(config, config.classifier.classes)
     threads = torch.get_num_threads()

@@ -203,6 +203,14 @@ def test_what_is_wrong_is_one_line_that_names_the_network_and_the_fix(name, mess
     assert message in refused(name)
 
 
+def test_a_network_without_residual_branches_cannot_begin_at_none():
+    with pytest.raises(UserError, match=re.escape(
+            "config.classifier.name: 'tests.test_check:Own': expected norms that end residual "
+            "branches, which config.classifier.zero_init lets begin at 0, received none")):
+        tiny_drnet({"classifier.name": "tests.test_check:Own", "classifier.zero_init": True})
+    tiny_drnet({"classifier.name": "tests.tiny:TinyResNet", "classifier.zero_init": True})
+
+
 def test_the_line_of_the_mistake_is_told():
     line = mistake.__code__.co_firstlineno + 1
     assert refused("Mistake").endswith(f"({__file__}, line {line})")

@@ -13,6 +13,8 @@ import pytest
 from drnet_jax.config_check import parse
 from drnet_jax.cost import Costs, Parameters, model_costs
 from drnet_jax.errors import UserError
+from drnet_jax.models import NETWORKS
+from drnet_jax.products import layer_costs, multiply_adds, parameters
 from tests import runs
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,67 @@ def test_alpha_leaves_the_predictor_out(resnet50, alpha, printed):
     mix = [share, 0, 1 - share]
     assert resnet50.mean(mix, with_predictor=False) / 1e9 == pytest.approx(alpha)
     assert round(resnet50.mean(mix, with_predictor=True) / 1e9, 1) == printed
+
+
+MOBILE = {
+    "classifier": {"name": "mobilenetv2"}, "resolutions": (224, 196, 168),
+    "predictor": {"name": "mobilenetv2_tiny", "resolution": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    values = runpy.run_path(str(IMAGENET))["get_config"]()
+    values.update(MOBILE)
+    return model_costs(parse(values), 1000)
+
+
+def test_the_mobile_model(mobilenet):
+    # 196 px leave as many pixels to the last stages as 224 do: 13 and 7 a side, of 14 and 7.
+    assert mobilenet.classifier == (300_774_272, 259_955_264, 188_942_096)
+    assert mobilenet.predictor == 15_153_888
+    # 52 norms with 17,056 channels in all.
+    assert mobilenet.parameters == Parameters(3_504_872, 259_203, 2 * 2 * 17_056)
+
+
+def printed(count, unit, digits):
+    return f"{count / unit:.{digits}f}"
+
+
+def test_parameters_of_tables_3_4_and_6(resnet50, mobilenet):
+    resnet101 = model_costs(imagenet(name="resnet101"), 1000)
+    narrow = layer_costs(NETWORKS["mobilenetv2"](classes=1000, width=0.75), 224)
+    assert printed(parameters(narrow), 1e6, 1) == "2.6"
+    for costs, baseline, drnet in (
+        (resnet50, "25.6", "30.5"), (resnet101, "44.5", "49.4"), (mobilenet, "3.5", "3.8"),
+    ):
+        found = costs.parameters
+        assert printed(found.classifier, 1e6, 1) == baseline
+        # The paper adds what it has rounded (of ResNet-101 44.5 + 4.9, though 44.549 + 4.907 is
+        # 49.456) and leaves out the norms of the other resolutions, without which its ResNet-50
+        # would have 30.6 and its ResNet-101 49.7.
+        rounded = (float(printed(count, 1e6, 1)) for count in (found.classifier, found.predictor))
+        assert printed(sum(rounded), 1, 1) == drnet
+    assert printed(mobilenet.parameters.total, 1e6, 1) == "3.8"  # with them, too
+
+
+def test_multiply_adds_of_tables_3_4_and_6(resnet50, mobilenet):
+    def cost(name, size, width=1.0):
+        return multiply_adds(layer_costs(NETWORKS[name](classes=1000, width=width), size))
+
+    assert printed(resnet50.classifier[0], 1e9, 1) == "4.1"
+    assert printed(cost("resnet50", 192), 1e9, 1) == "3.0"
+    assert printed(cost("resnet101", 224), 1e9, 1) == "7.8"
+    assert printed(cost("mobilenetv2", 192), 1e6, 0) == "221"
+    assert printed(cost("mobilenetv2", 224, 0.75), 1e6, 0) == "209"
+    # The paper prints MobileNetV2's "300 M" as its authors do; to the last digit it has 301.
+    assert printed(mobilenet.classifier[0], 1e6, 0) == "301"
+    # Its DRNets' depend on what was learnt: they must be costs that the models can have.
+    for costs, printed_costs in (
+        (resnet50, (3.7e9, 2.3e9, 2.7e9, 3.2e9)), (mobilenet, (283e6,)),
+        (model_costs(imagenet(name="resnet101"), 1000), (7.0e9,)),
+    ):
+        assert all(costs.routed.min() < cost < costs.routed.max() for cost in printed_costs)
 
 
 COSTS = Costs((32, 16), (1000, 200), 50, Parameters(1, 1, 1))

@@ -112,9 +112,9 @@ def test_evaluation_needs_nothing_but_the_workdir(finished):
     assert names == ["fixed 32", "fixed 24", "fixed 16", "fixed predictor", "routed", "random",
                      "oracle", "cascade"]
     assert report.keys() == {
-        "checkpoint", "stage", "seed", "predictor_trained", "first_image", "images", "batch_size",
-        "resolutions", "options", "policies", "budget", "router", "ceilings", "speed", "classes",
-        "notes"}
+        "checkpoint", "stage", "seed", "predictor_trained", "answers_among", "first_image",
+        "images", "batch_size", "resolutions", "options", "policies", "budget", "router",
+        "ceilings", "speed", "classes", "notes"}
     assert report["speed"] == {"images": 15, "differing": 0}
     assert report["ceilings"].keys() == {"resolutions", "mirror", "foresight"}
     assert report["router"].keys() == {"gains", "entropy", "agreement", "foretold"}

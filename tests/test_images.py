@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drnet_jax import images, ops
+from drnet_jax import images, ops, resolutions
+from tests.tiny import random_variables, tiny_drnet
 
 RANDOM = np.random.default_rng(0)
 PHOTO = np.asarray(  # smooth, with some noise on top
@@ -76,3 +77,17 @@ def test_a_network_sees_pixels_as_its_weights_expect_them():
     found = images.view(NOISE[None], 96, interpolation="bicubic")
     expected = np.clip(pillow(NOISE, 96, Image.Resampling.BICUBIC), 0, 255)
     np.testing.assert_allclose(found[0], images.normalise(expected[None])[0], atol=1e-3)
+
+
+def test_a_drnet_resizes_as_its_config_says():
+    batch = np.stack([PHOTO, NOISE])[:, :16, :16]
+    found = {}
+    for interpolation in ("bilinear", "bicubic"):
+        drnet = tiny_drnet({"preprocessing.interpolation": interpolation})
+        params, stats = jax.tree.map(jnp.asarray, random_variables(drnet))
+        found[interpolation], _ = drnet.classify(2, params, stats, batch)
+        variables = resolutions.plain_variables(params, stats, "8")
+        view = images.view(batch, 8, interpolation=interpolation)
+        expected = drnet.classifier.apply(variables, view, False)
+        np.testing.assert_allclose(found[interpolation], expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found["bilinear"] - found["bicubic"]).max() > 1e-3

@@ -34,6 +34,8 @@ VALUES = {
 }
 # The paper's predictor, and one that knows the classes, too.
 CONFIG, KNOWING = tiny_config(VALUES), tiny_config(VALUES | {"predictor.classifies": True})
+# Two inverted residual blocks, with squeeze-and-excitation.
+MOBILE = tiny_config(VALUES | {"classifier.name": "tests.tiny:TinyMobileNet"})
 MODERN = tiny_config(VALUES | {
     "predictor.classifies": True, "pretrain.teacher": "ensemble", "pretrain.label_smoothing": 0.1,
     "pretrain.mixup": 0.2, "pretrain.cutmix": 1.0, "pretrain.schedule": "cosine",
@@ -51,13 +53,14 @@ GUMBEL = dataclasses.replace(OBJECTIVE, costs=(100, 20))
 OWN = {
     "pretrain": "", "modern": "ensemble|update|mix",
     "outcome": "noise|route|bucket 24px|update", "gumbel": "route|update", "dense": "dense",
-    "inference": "",
+    "inference": "", "mobile": "bucket 24px",
 }
 
 
 def programs(which):
     """The programs of a stage, or of inference, with their arguments' shapes."""
-    config = {"gumbel": CONFIG, "dense": CONFIG, "modern": MODERN}.get(which, KNOWING)
+    config = {"gumbel": CONFIG, "dense": CONFIG, "modern": MODERN, "mobile": MOBILE}.get(
+        which, KNOWING)
     drnet, mesh = DRNet.from_config(config, config.classifier.classes), mesh_of(1)
     stage, objective, estimator = {
         "pretrain": ("pretrain", OUTCOME, "selected"),
@@ -65,6 +68,7 @@ def programs(which):
         "outcome": ("finetune", OUTCOME, "selected"),
         "gumbel": ("finetune", GUMBEL, "selected"),
         "dense": ("finetune", GUMBEL, "dense"),
+        "mobile": ("finetune", GUMBEL, "selected"),
         "inference": ("finetune", OUTCOME, "selected"),
     }[which]
     shared = drnet, make_optimizer(config, stage, 1), config.optimizer.ema, mesh, Programs()
@@ -121,3 +125,15 @@ def test_accelerators_convolve_and_the_cpu_multiplies():
     # The stem, three and a shortcut a block, and the head. Six of them are 1x1.
     assert counts("tpu") == counts("cuda") == (9, 1)
     assert counts("cpu") == (3, 7)
+
+
+def test_accelerators_convolve_depthwise_and_the_cpu_adds_slices():
+    def counts(platform):
+        (text,) = lowered("mobile", "bucket 24px", platform).values()
+        grouped = re.findall(r"(?:batch|feature)_group_count = (\d+)", text)
+        several_sums = re.search(r"stablehlo\.reduce\(.*tensor<f32>, tensor<f32>\) ->", text)
+        return sum(int(count) > 1 for count in grouped), several_sums is not None
+
+    # Two depthwise convolutions, each forward and with two gradients.
+    assert counts("tpu") == counts("cuda") == (6, False)
+    assert counts("cpu") == (0, True)

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from drnet_jax.config import Classifier, Predictor
 from drnet_jax.errors import UserError
 from drnet_jax.models import NETWORKS, build_classifier, build_predictor, convnet
+from drnet_jax.models.layers import relu6, round_to_8
+from drnet_jax.models.mobile import MobileNet, Stage
 from drnet_jax.models.norm import MOMENTS
 from drnet_jax.models.predictor import ClassifyingPredictor, sureness
 from drnet_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from drnet_jax.ops import plain_forms
 from drnet_jax.products import layer_costs, multiply_adds
 
 MODEL = Classifier(
@@ -52,14 +56,20 @@ def random_variables(net, seed=0):
 
 # All that ResNets are made of, in few layers: a stage that keeps its size and one that halves it,
 # blocks with a shortcut and without.
-SMALL = {"basic": ((2, 1), BasicBlock), "bottleneck": ((2, 1), Bottleneck),
-         "block": ((1,), Bottleneck)}
+RESNETS = {"basic": ((2, 1), BasicBlock), "bottleneck": ((2, 1), Bottleneck),
+           "block": ((1,), Bottleneck)}
+# And inverted residual blocks: with an expansion and without, with a shortcut and without.
+INVERTED = functools.partial(
+    MobileNet, stages=(Stage(1, 64, 1, 1), Stage(2, 128, 2, 2, 5)), last=128, squeeze_excite=True,
+    activation=nn.silu, padding="same")
+SMALL = {*RESNETS, "inverted"}
 
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     """Those by name, ours and PyTorch's."""
-    for name, (blocks, block) in SMALL.items():
+    monkeypatch.setitem(NETWORKS, "inverted", INVERTED)
+    for name, (blocks, block) in RESNETS.items():
         monkeypatch.setitem(NETWORKS, name, functools.partial(ResNet, blocks=blocks, block=block))
         if importlib.util.find_spec("torch"):
             layouts = importlib.import_module("drnet_jax.benchmark.torch_baseline").LAYOUTS
@@ -69,16 +79,98 @@ def small_networks(monkeypatch):
 # --- networks ---
 
 
-@pytest.mark.parametrize(("name", "count"), [
-    ("resnet18", 11_689_512), ("resnet50", 25_557_032), ("resnet101", 44_549_160)])
-def test_parameter_counts_are_the_published_ones(name, count):
-    net = build_classifier(dataclasses.replace(MODEL, name=name, width=1.0), 1000, "float32")
-    assert parameter_count(net) == count
+# Of 1,000 classes, and for predictors of three options; torchvision's and timm's, but for the last
+# three, of which the first is the paper's and two are worked by hand.
+COUNTS = {
+    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
+    "resnet101": 44_549_160, "resnet152": 60_192_808,
+    "mobilenetv2": 3_504_872, "efficientnet_b0": 5_288_548, "tf_efficientnet_b0": 5_288_548,
+    "efficientnet_lite0": 4_652_008, "tf_efficientnet_lite0": 4_652_008,
+    "resnet10": 4_907_331, "mobilenetv2_tiny": 259_203, "convnet": 96_451,
+}
+PREDICTORS = {"resnet10", "mobilenetv2_tiny", "convnet"}
 
 
-def test_parameter_count_of_the_predictor():
-    net = build_predictor(Predictor("resnet10", 1.0, 128, classifies=False), 3, 10, "float32")
-    assert parameter_count(net) == 4_907_331
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_the_published_ones(name):
+    assert parameter_count(of_name(name)) == COUNTS[name]
+
+
+def test_every_network_has_its_count_pinned():
+    assert set(NETWORKS) - set(SMALL) == set(COUNTS)
+
+
+def of_name(name, width=1.0):
+    if name in PREDICTORS:
+        return build_predictor(Predictor(name, width, 128, classifies=False), 3, 10, "float32")
+    return build_classifier(dataclasses.replace(MODEL, name=name, width=width), 1000, "float32")
+
+
+# Of torchvision and timm: mobilenet_v2(width_mult=...) and efficientnet_*(channel_multiplier=...).
+@pytest.mark.parametrize(("name", "width", "count"), [
+    ("mobilenetv2", 0.75, 2_636_424), ("mobilenetv2", 1.4, 6_108_776),
+    ("efficientnet_b0", 0.5, 1_712_522), ("efficientnet_lite0", 0.5, 2_293_672),
+])
+def test_widths_are_rounded_as_published(name, width, count):
+    assert parameter_count(of_name(name, width)) == count
+
+
+def test_channels_are_rounded_to_eights_but_never_by_more_than_a_tenth():
+    # 16 x 0.75 lies between 8 and 16; 8 would be too few for 9; 24 x 0.35 is 8.4, and 8 will do.
+    assert [round_to_8(c) for c in (1, 8.4, 9, 12, 18, 19.9, 20, 240)] == [
+        8, 8, 16, 16, 24, 24, 24, 240]
+
+
+def test_relu6_by_hand():
+    values, gradients = jax.vmap(jax.value_and_grad(relu6))(jnp.array([-1.0, 0, 2, 6, 9]))
+    assert values.tolist() == [0, 0, 2, 6, 6]
+    assert gradients.tolist() == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_parameter_receives_a_gradient(name):
+    """One that does not is a constant, which the trace of the gradients tells: nothing is run."""
+    net = of_name(name, 0.25)
+    shapes, images = shapes_of(net), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+
+    def loss(params, images, batch_stats):
+        logits, _ = net.apply(
+            {"params": params, "batch_stats": batch_stats}, images, True, mutable=[MOMENTS],
+            rngs={"dropout": jax.random.key(0)})
+        return jnp.sum(jnp.square(logits))
+
+    with plain_forms():
+        trace = jax.make_jaxpr(jax.grad(loss))(shapes["params"], images, shapes["batch_stats"])
+    paths = list(flatten_dict(shapes["params"]))
+    reached = {trace.jaxpr.invars[len(paths)]}  # the images
+    for equation in trace.jaxpr.eqns:
+        if any(variable in reached for variable in equation.invars if not hasattr(variable, "val")):
+            reached.update(equation.outvars)
+    assert not [path for path, gradient in zip(paths, trace.jaxpr.outvars, strict=True)
+                if hasattr(gradient, "val") or gradient not in reached]
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+@pytest.mark.parametrize(("name", "expected"), [
+    ("basic", ["stage1_block1/norm2", "stage1_block2/norm2", "stage2_block1/norm2"]),
+    ("bottleneck", ["stage1_block1/norm3", "stage1_block2/norm3", "stage2_block1/norm3"]),
+    # Not the block between, which changes the shape: it has nothing but the branch.
+    ("inverted", ["stage1_block1/project_norm", "stage2_block2/project_norm"]),
+])
+def test_residual_branches_begin_at_zero_where_asked(name, expected, zero_init):
+    model = dataclasses.replace(MODEL, name=name, zero_init=zero_init)
+    net = build_classifier(model, 10, "float32", (16,))
+
+    @jax.jit
+    def scales():
+        params = net.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), False)["params"]
+        return {"/".join(path[:-1]): leaf for path, leaf in flatten_dict(params).items()
+                if path[-1] == "scale"}
+
+    found = scales()
+    zero = sorted(name for name, scale in found.items() if not scale.any())
+    assert zero == (expected if zero_init else [])
+    assert all((scale == 1).all() for name, scale in found.items() if name not in zero)
 
 
 def test_parameter_count_of_the_cheap_predictor_by_hand():
@@ -93,11 +185,6 @@ def test_squares_of_pixels_become_channels_and_odd_sizes_are_padded():
         convnet.fold_pixels(image)[0],
         [[[1, 2, 4, 5], [3, 0, 6, 0]], [[7, 8, 0, 0], [9, 0, 0, 0]]],
     )
-
-
-def test_every_network_has_its_count_pinned():
-    assert set(NETWORKS) - set(SMALL) == {
-        "resnet18", "resnet50", "resnet101", "resnet10", "convnet"}
 
 
 def parameter_count(net):
@@ -148,7 +235,7 @@ def test_gradients_equal_pytorch(name, size):
     assert not found
 
 
-@pytest.mark.parametrize("name", ["block", "convnet"])
+@pytest.mark.parametrize("name", ["block", "convnet", "inverted"])
 def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
     net = build_classifier(dataclasses.replace(MODEL, name=name), 5, "float32")
     variables, images, labels = random_variables(net), draw((4, 32, 32, 3)), np.array([0, 1, 2, 3])
@@ -159,7 +246,8 @@ def test_padded_rows_change_neither_logits_nor_gradients_nor_moments(name):
     def run(images):
         def loss(params):
             logits, state = net.apply(
-                variables | {"params": params}, images, True, mask, mutable=[MOMENTS])
+                variables | {"params": params}, images, True, mask, mutable=[MOMENTS],
+                rngs={"dropout": jax.random.key(0)})
             entropies = -jax.nn.log_softmax(logits)[jnp.arange(4), labels]
             return jnp.sum(jnp.where(mask, entropies, 0)), (logits[:3], state)
 

@@ -7,7 +7,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from drnet_jax.devices import per_device
-from drnet_jax.ops import conv, max_pool, plain_forms, traced_for
+from drnet_jax.ops import (
+    conv,
+    depthwise_conv,
+    max_pool,
+    moments,
+    plain_forms,
+    scale_and_shift,
+    traced_for,
+)
 from tests.tiny import mesh_of
 
 
@@ -25,30 +33,68 @@ def value_and_gradients(function, *arguments):
     return run(*arguments)
 
 
-def plain(x, kernel, stride):
+def plain(x, kernel, stride, padding="symmetric"):
+    """By lax, which knows TensorFlow's padding."""
     pad = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2,
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    pads = "SAME" if padding == "same" else [(pad, pad)] * 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2])
 
 
 SHAPES = [(6, 5, 1, 4), (8, 9, 3, 4), (4, 5, 3, 4), (2, 9, 3, 4), (1, 1, 3, 4), (8, 7, 3, 512)]
 
 
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("platform", "height", "width", "size", "features"), [
     *(("cpu", *shape) for shape in SHAPES), ("cpu", 6, 5, 7, 4), ("cpu", 9, 8, 7, 4),
     ("cpu", 8, 9, 5, 4), ("cpu", 9, 10, 5, 64), ("gpu", 6, 5, 1, 4),
     ("tpu", 8, 9, 3, 4)])
 def test_conv_and_its_gradients_are_the_plain_ones(
-        platform, height, width, size, features, stride):
-    # The name chooses the form; the arithmetic runs on whatever there is.
+        platform, height, width, size, features, stride, padding):
     x, kernel = draw(2, height, width, 3), draw(size, size, 3, features, seed=1)
-    expected = value_and_gradients(lambda x, k: plain(x, k, stride), x, kernel)
+    assert_plain(conv, x, kernel, stride, padding, platform)
+
+
+def assert_plain(operation, x, kernel, stride, padding, platform):
+    # The platform chooses the form; the arithmetic runs on whatever there is.
+    expected = value_and_gradients(lambda x, k: plain(x, k, stride, padding), x, kernel)
     with traced_for(platform):
-        found = value_and_gradients(lambda x, k: conv(x, k, stride), x, kernel)
-    assert found[0].shape[1:3] == (-(-height // stride), -(-width // stride))
+        found = value_and_gradients(lambda x, k: operation(x, k, stride, padding), x, kernel)
+    assert found[0].shape[1:3] == tuple(-(-side // stride) for side in x.shape[1:3])
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, 1e-4, 1e-5 * abs(b).max())
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(("platform", "images", "height", "width", "size", "stride"), [
+    ("cpu", 8, 7, 6, 3, 1), ("cpu", 3, 7, 6, 3, 2), ("cpu", 12, 6, 7, 5, 2), ("cpu", 1, 9, 8, 5, 1),
+    ("cpu", 2, 1, 2, 5, 2), ("cpu", 2, 8, 9, 3, 3), ("gpu", 2, 7, 6, 3, 2), ("tpu", 2, 6, 7, 5, 2),
+])
+def test_depthwise_conv_and_its_gradients_are_the_plain_ones(
+        platform, images, height, width, size, stride, padding):
+    x, kernel = draw(images, height, width, 4), draw(size, size, 1, 4, seed=1)
+    assert_plain(depthwise_conv, x, kernel, stride, padding, platform)
+
+
+def test_padding_of_pytorch_and_of_tensorflow_by_hand():
+    x, kernel = jnp.arange(1.0, 7).reshape(1, 1, 6, 1), jnp.ones((3, 3, 1, 1))
+    for operation in (conv, depthwise_conv):
+        for platform in ("cpu", "tpu"):
+            with traced_for(platform):
+                # Zeros before and after; or, two being too many for an even side, after alone.
+                assert operation(x, kernel, 2).ravel().tolist() == [1 + 2, 2 + 3 + 4, 4 + 5 + 6]
+                assert operation(x, kernel, 2, "same").ravel().tolist() == [1 + 2 + 3, 3 + 4 + 5,
+                                                                           5 + 6]
+
+
+def test_the_kernels_gradient_is_of_the_kernels_type_in_half_precision():
+    """Sums of 1,024 products in bfloat16 would stall at 256."""
+    x, kernel = jnp.ones((4, 16, 16, 2), jnp.bfloat16), jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+    with traced_for("cpu"):
+        dk = jax.grad(lambda k: jnp.sum(depthwise_conv(x, k, 1).astype("f4")))(kernel)
+    assert dk.dtype == jnp.bfloat16 and dk.ravel().tolist() == [1024, 1024]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -117,3 +163,22 @@ def test_the_form_follows_the_mesh_or_what_is_asked_for_and_not_the_host(monkeyp
     mapped = per_device(mesh_of(1), lambda x: pointwise(x), (P(),), P())
     assert products(mapped, x) == product
     assert products(lambda x: pointwise(x), x) == convolution
+
+
+def test_forms_of_gradients_do_not_reach_accelerators():
+    """A sum of slices, and reductions of several operands, on CPUs alone."""
+    def depthwise(kernel, x):
+        return jnp.sum(depthwise_conv(x, kernel, 1))
+
+    def norm(scale, x):
+        total, squares, _ = moments(x, None, jnp.float32(32), jnp.zeros(3))
+        return jnp.sum(scale_and_shift(x, scale * squares, total))
+
+    x = draw(2, 4, 4, 3)
+    for function, weights in ((depthwise, draw(3, 3, 1, 3)), (norm, draw(3))):
+        for platform, several in (("cpu", True), ("gpu", False), ("tpu", False), ("none", False)):
+            with traced_for(platform):
+                found = primitives(jax.grad(function), weights, x)
+            assert ("reduce" in found) == several
+            assert ("conv_general_dilated" in found) == (function is depthwise and not several)
+            assert not any("custom_vjp" in name for name in found) or several

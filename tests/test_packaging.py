@@ -83,8 +83,9 @@ def test_every_import_is_a_requirement():
     }
     # PyTorch is the benchmark's, and pyarrow that of converting Parquet files, on request.
     assert undeclared <= {
-        f"{TORCH_MODULE.replace('.', '/')}.py: torch", "drnet_jax/benchmark/cases.py: torch",
-        "drnet_jax/data/parquet.py: pyarrow",
+        *(f"{TORCH_MODULE.replace('.', '/')}.py: {name}" for name in (
+            "torch", "torchvision", "timm")),
+        "drnet_jax/benchmark/cases.py: torch", "drnet_jax/data/parquet.py: pyarrow",
     }
 
 

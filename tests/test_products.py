@@ -10,32 +10,28 @@ import pytest
 from flax import linen as nn
 
 from drnet_jax.errors import UserError
-from drnet_jax.models.resnet import ResNet10, ResNet18, ResNet50, ResNet101
-from drnet_jax.ops import conv, plain_forms
+from drnet_jax.models import NETWORKS
+from drnet_jax.models.resnet import ResNet10, ResNet50
+from drnet_jax.ops import conv, depthwise_conv, plain_forms
 from drnet_jax.products import Layer, layer_costs, multiply_adds, parameters, variable_shapes
 
-PREDICTOR = 4_907_331
 
-
-# Counts of torchvision's models; G and M, the latter with the predictor, as the paper prints them.
-@pytest.mark.parametrize(("network", "count", "exact", "printed_g", "printed_m"), [
-    (ResNet18, 11_689_512, 1_814_073_344, 1.8, None),
-    (ResNet50, 25_557_032, 4_089_184_256, 4.1, 30.5),
-    (ResNet101, 44_549_160, 7_801_405_440, 7.8, 49.4),
+# At 224 px for 1,000 classes; tests/test_cost.py compares them with what the paper prints.
+@pytest.mark.parametrize(("name", "width", "count"), [
+    ("resnet18", 1.0, 1_814_073_344), ("resnet34", 1.0, 3_663_761_408),
+    ("resnet50", 1.0, 4_089_184_256), ("resnet101", 1.0, 7_801_405_440),
+    ("resnet152", 1.0, 11_513_626_624), ("mobilenetv2", 1.0, 300_774_272),
+    ("mobilenetv2", 0.75, 209_069_792), ("efficientnet_b0", 1.0, 385_814_752),
+    ("tf_efficientnet_b0", 1.0, 385_814_752), ("efficientnet_lite0", 1.0, 385_187_552),
+    ("tf_efficientnet_lite0", 1.0, 385_187_552),
 ])
-def test_resnets_match_published_counts(network, count, exact, printed_g, printed_m):
-    layers = layer_costs(network(classes=1000), 224)
-    assert parameters(layers) == count
-    assert multiply_adds(layers) == exact
-    assert round(exact / 1e9, 1) == printed_g
-    # The paper adds what it has rounded: 44.5 + 4.9, though 44.549 + 4.907 is 49.456.
-    if printed_m:
-        assert round(count / 1e6, 1) + round(PREDICTOR / 1e6, 1) == pytest.approx(printed_m)
+def test_networks_match_published_counts(name, width, count):
+    assert multiply_adds(layer_costs(NETWORKS[name](classes=1000, width=width), 224)) == count
 
 
 def test_predictor_matches_the_paper():
     layers = layer_costs(ResNet10(classes=3), 128)
-    assert parameters(layers) == PREDICTOR
+    assert parameters(layers) == 4_907_331
     assert multiply_adds(layers) == 290_194_944  # "about 300 million"
 
 
@@ -230,6 +226,21 @@ def test_convolution_matches_xla_but_for_taps_on_padding(size, kernel, stride, c
     assert multiply_adds(layer_costs(One(), size)) == (
         (len(outputs) * kernel) ** 2 * channels * features
     )
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [
+    (9, 3, 2, "symmetric"), (8, 5, 1, "symmetric"), (8, 5, 2, "same")])
+def test_a_depthwise_convolution_costs_a_tap_for_each_output(size, kernel, stride, padding):
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            weights = self.param("kernel", nn.initializers.zeros, (kernel, kernel, 1, 3))
+            return depthwise_conv(x, weights, stride, padding)
+
+    (layer,) = layer_costs(One(), size)
+    side = -(-size // stride)
+    assert layer.multiply_adds == side**2 * 3 * kernel**2
+    assert (layer.output, layer.parameters) == ((side, side, 3), 3 * kernel**2)
 
 
 class Unpadded(nn.Module):

@@ -23,6 +23,7 @@ from drnet_jax.cost import Costs, Parameters
 from drnet_jax.devices import Programs, data_mesh, put_batch, replicated, split
 from drnet_jax.drnet import DRNet
 from drnet_jax.models.layers import Conv, scaled
+from drnet_jax.models.mobile import MobileNet, Stage
 from drnet_jax.models.norm import BatchNorm
 from drnet_jax.models.resnet import Bottleneck, ResNet
 from drnet_jax.train.device import Plan, plan_of
@@ -69,6 +70,10 @@ class TinyNet(nn.Module):
 TinyPredictor = functools.partial(TinyNet, layers=1)
 # With all that a ResNet-50 has: the stem, a bottleneck that strides, and its shortcut.
 TinyResNet = functools.partial(ResNet, blocks=(1, 1), block=Bottleneck)
+# With all that an EfficientNet has.
+TinyMobileNet = functools.partial(
+    MobileNet, stages=(Stage(1, 128, 1, 1), Stage(2, 256, 1, 2, 5)), last=256, squeeze_excite=True,
+    activation=nn.silu, padding="same")
 
 
 def tiny_config(overrides: dict[str, Any] | None = None) -> Config:

@@ -20,8 +20,6 @@ from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.queues import IN_FLIGHT, Queues
-from drnet_jax.models.layers import scaled
-from drnet_jax.models.resnet import CHANNELS
 from drnet_jax.train.base_step import Step
 from drnet_jax.train.device import Plan, Sums, plan_of
 from drnet_jax.train.finetune_step import FinetuneStep
@@ -203,29 +201,42 @@ def inference(
         yield Contestant(name, per_call, call, "inference", cost, padded)
 
 
-def _torch(config: Config) -> tuple[Any, Any]:
-    """The module `torch`, and our ResNet in it; raises UserError as `pytorch` does."""
-    name = config.classifier.name
+def _torch(config: Config) -> tuple[Any, Callable[[], Any]]:
+    """The module `torch`, and what makes the classifier in it; raises UserError as `pytorch` does.
+    """
+    classifier = config.classifier
     try:
         import torch
 
-        from drnet_jax.benchmark.torch_baseline import LAYOUTS, ResNet
+        from drnet_jax.benchmark.torch_baseline import NETWORKS
     except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    if classifier.name not in NETWORKS:
         raise UserError(
-            f"--torch: expected PyTorch, but {error}; install it (pip install torch) or leave "
-            "--torch out"
-        ) from error
-    if name not in LAYOUTS:
-        raise UserError(
-            f"--torch: expected config.classifier.name to be one of {', '.join(LAYOUTS)}, "
-            f"received {name!r}; leave --torch out"
+            f"--torch: expected config.classifier.name to be one of {', '.join(NETWORKS)}, "
+            f"received {classifier.name!r}; leave --torch out"
         )
     if jax.default_backend() != "cpu":
         raise UserError(
             f"--torch compares on the CPU, but JAX computes on {jax.default_backend()!r}; set "
             "JAX_PLATFORMS=cpu or leave --torch out"
         )
-    return torch, ResNet
+
+    def network() -> Any:
+        try:
+            net = NETWORKS[classifier.name](classifier.name, classifier.classes, classifier.width)
+        except ModuleNotFoundError as error:  # torchvision or timm
+            raise _missing(error) from error
+        return net.to(memory_format=torch.channels_last)
+
+    return torch, network
+
+
+def _missing(error: ModuleNotFoundError) -> UserError:
+    return UserError(
+        f"--torch: expected PyTorch, but {error}; install it (pip install torch torchvision timm) "
+        "or leave --torch out"
+    )
 
 
 def pytorch(
@@ -238,7 +249,7 @@ def pytorch(
     Raises:
         UserError: if PyTorch is missing, computes elsewhere than JAX, or has no such network.
     """
-    torch, network_of = _torch(config)
+    torch, network = _torch(config)
     torch.set_num_threads(cores())
     dtype = getattr(torch, config.dtype)
     precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
@@ -247,11 +258,6 @@ def pytorch(
         for values in (batch["image"], images)
     )
     labels = torch.from_numpy(batch["label"]).long()
-
-    def network() -> Any:
-        classifier = config.classifier
-        net = network_of(classifier.name, classifier.classes, scaled(CHANNELS, classifier.width))
-        return net.to(memory_format=torch.channels_last)
 
     trained, served = network(), network().eval()
     optimizer = torch.optim.SGD(

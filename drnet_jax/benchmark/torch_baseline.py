@@ -1,19 +1,30 @@
-"""ResNets in plain PyTorch: the yardstick of the tests and of `benchmark --torch`.
+"""Networks in PyTorch: the yardstick of the tests and of `benchmark --torch`.
 
-Nothing else imports this module, so that PyTorch stays an optional dependency. Modules carry the
-names of their counterparts in `drnet_jax.models.resnet`.
+Nothing else imports this module, so that PyTorch stays an optional dependency, and torchvision and
+timm too, which only mobile networks need. ResNets are plain ones of any width, whose modules carry
+the names of their counterparts in `drnet_jax.models.resnet`.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from drnet_jax.errors import UserError
+from drnet_jax.models.layers import scaled
+from drnet_jax.models.resnet import CHANNELS
+
 # Blocks in each stage, and whether these are bottlenecks.
 LAYOUTS: dict[str, tuple[tuple[int, ...], bool]] = {
     "resnet10": ((1, 1, 1, 1), False),
     "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
     "resnet101": ((3, 4, 23, 3), True),
+    "resnet152": ((3, 8, 36, 3), True),
 }
 
 
@@ -76,3 +87,56 @@ class ResNet(nn.Module):
         for block in self.stages:
             x = block(x)
         return self.head(x.mean((2, 3)))
+
+
+def _resnet(name: str, classes: int, width: float) -> nn.Module:
+    return ResNet(name, classes, scaled(CHANNELS, width))
+
+
+def _mobilenetv2(name: str, classes: int, width: float) -> nn.Module:
+    return torchvision().models.mobilenet_v2(num_classes=classes, width_mult=width)
+
+
+def _efficientnet(name: str, classes: int, width: float) -> nn.Module:
+    if width != 1:
+        raise UserError(
+            f"--torch: expected a config.classifier.width of 1, as timm has for {name!r}, received "
+            f"{width:g}; leave --torch out"
+        )
+    torchvision()  # which timm imports
+    import timm
+
+    return timm.create_model(name, num_classes=classes, drop_rate=0.2)
+
+
+# By the names of `drnet_jax.models`, called with the name, the number of classes and the width.
+NETWORKS: dict[str, Callable[[str, int, float], nn.Module]] = {
+    **dict.fromkeys(LAYOUTS, _resnet),
+    "mobilenetv2": _mobilenetv2,
+    **dict.fromkeys((
+        "efficientnet_b0", "tf_efficientnet_b0", "efficientnet_lite0", "tf_efficientnet_lite0",
+    ), _efficientnet),
+}
+
+
+@functools.cache
+def _operators() -> Any:
+    """Declares the operators of torchvision that it wants to see when it is imported.
+
+    PyPI's wheel is built for CUDA: beside a PyTorch for CPUs they are missing, and no classifier
+    needs them. To be kept for as long as torchvision is.
+    """
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    return operators
+
+
+def torchvision() -> Any:
+    """The module; raises ModuleNotFoundError if it is not installed."""
+    try:
+        import torchvision
+    except RuntimeError:
+        _operators()
+        import torchvision
+    return torchvision

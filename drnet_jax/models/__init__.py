@@ -51,6 +51,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
 }
 
+ZERO_INIT = functools.partial(BatchNorm, zero_init=True)  # one, so that networks compare equal
+
 
 def build_classifier(
     classifier: Classifier, classes: int, dtype: str, sizes: tuple[int, ...] = ()
@@ -58,7 +60,8 @@ def build_classifier(
     """The classifier: images [S, H, W, 3] -> float32 logits [S, C].
 
     Args:
-        classifier: its name and its width, a multiplier of the published numbers of channels.
+        classifier: its name, its width, a multiplier of the published numbers of channels, and
+            whether its residual branches begin at 0.
         classes: C.
         dtype: of its convolutions, "float32" or "bfloat16".
         sizes: H and W of the images that it is to see, for `check_network`; none to leave that out.
@@ -66,7 +69,8 @@ def build_classifier(
     Raises:
         UserError: if `classifier.name` names no network, or one that will not do.
     """
-    return _build(classifier, "classifier.name", classes, dtype, sizes, masked=True)
+    norm = ZERO_INIT if classifier.zero_init else BatchNorm
+    return _build(classifier, "classifier.name", classes, dtype, sizes, norm, masked=True)
 
 
 def build_predictor(
@@ -81,18 +85,16 @@ def build_predictor(
         options: O.
     """
     outputs = classes + options if predictor.classifies else options
-    network = _build(predictor, "predictor.name", outputs, dtype, sizes, masked=False)
+    network = _build(predictor, "predictor.name", outputs, dtype, sizes, BatchNorm, masked=False)
     return ClassifyingPredictor(network, classes, options) if predictor.classifies else network
 
 
 def _build(
     wanted: Classifier | Predictor, key: str, classes: int, dtype: str, sizes: tuple[int, ...],
-    masked: bool,
+    norm: Callable[..., nn.Module], masked: bool,
 ) -> nn.Module:
     factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
-    address, norm = f"config.{key}: {wanted.name!r}", BatchNorm
-    if isinstance(wanted, Classifier) and wanted.zero_init:
-        norm = functools.partial(BatchNorm, zero_init=True)
+    address = f"config.{key}: {wanted.name!r}"
     network = call_factory(
         factory, address, width=wanted.width, classes=classes, norm=norm, dtype=jnp.dtype(dtype)
     )

@@ -79,8 +79,9 @@ def check_network(
 
     Raises:
         UserError: if it cannot be traced, answers in another shape, fits one size only, draws
-            random numbers in evaluation or for anything but dropout, or holds a norm that keeps
-            its statistics by itself, does not heed the mask, or is used twice.
+            random numbers in evaluation or for anything but dropout, holds a norm that keeps its
+            statistics by itself, does not heed the mask, or is used twice, or marks no norm
+            that ends a residual branch where these are to begin at 0.
     """
     try:
         hash(network)
@@ -146,6 +147,7 @@ def _check_training(
     kinds: dict[str, str] = {}
     unmasked: list[str] = []
     uses: Counter[str] = Counter()
+    begin: list[bool] = []  # for each norm that could: whether it begins at 0
 
     def watch(method: Callable, args: Any, kwargs: Any, context: Any) -> Any:
         path = "/".join(context.module.path)
@@ -153,6 +155,8 @@ def _check_training(
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
             called = inspect.signature(method).bind(*args, **kwargs).arguments
             uses[path] += bool(called["train"])
+            if context.module.zero_init:
+                begin.append(context.module.ends_branch)
             if called["train"] and called.get("mask") is None:
                 unmasked.append(path)
         return method(*args, **kwargs)
@@ -179,6 +183,12 @@ def _check_training(
         raise UserError(
             f"{address}: norm {unmasked[0]!r} is called without the mask, so that padded rows "
             f"would count; call it as {call}"
+        )
+    if begin and not any(begin):
+        raise UserError(
+            f"{address}: expected norms that end residual branches, which "
+            "config.classifier.zero_init lets begin at 0, received none; make them with "
+            "norm(dtype=..., ends_branch=True), or leave zero_init out"
         )
     for path, count in uses.items():
         if count > 1:

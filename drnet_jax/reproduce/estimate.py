@@ -19,8 +19,13 @@ class Work:
 
     steps: int
     multiply_adds: float  # of all steps, forward and backward
-    seconds: float  # on that machine
-    left: float  # of these seconds, what is still to be done
+    training: float  # seconds of these, on that machine
+    left: float  # seconds of all that is still to be done
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return BESIDES + self.training
 
 
 def work(config: Config, costs: Costs, images: int, step: int, done: bool) -> Work:
@@ -39,7 +44,7 @@ def work(config: Config, costs: Costs, images: int, step: int, done: bool) -> Wo
     multiply_adds = an_image * config.batch_size * steps
     training = multiply_adds / RATES.get(config.classifier.name, RATE)
     left = 0.0 if done else BESIDES + training * (1 - step / steps)
-    return Work(steps, multiply_adds, BESIDES + training, left)
+    return Work(steps, multiply_adds, training, left)
 
 
 def _forward(config: Config, costs: Costs, stage: str) -> float:

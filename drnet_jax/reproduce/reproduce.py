@@ -56,20 +56,23 @@ def write(study: Study, display: Display) -> None:
 
 def _run(study: Study, items: Sequence[Item], number: int, display: Display) -> None:
     """Does one job, and shows how it goes."""
-    item, pace = items[number], estimate.pace(report.took(items))
-    others = pace * sum(other.work.left for other in items if other is not item)
-    began, expected = time.monotonic(), pace * item.work.left
+    item, took, began = items[number], report.took(items), time.monotonic()
+    others = sum(other.work.left for other in items if other is not item)
 
     def poll() -> None:
-        record, steps = last_record(item.job.workdir), item.work.steps
+        record, steps, pace = last_record(item.job.workdir), item.work.steps, estimate.pace(took)
         if record is None or record["step"] <= item.progress.step < steps:
-            at, left = "starting", max(0.0, expected - (time.monotonic() - began))
+            at, left = "starting", max(0.0, pace * item.work.left - (time.monotonic() - began))
         elif record["step"] >= steps:
             at, left = "evaluating", None
         else:
             at, left = f"step {record['step']} of {steps}", record["seconds_left"]
+            expected = item.work.training * (1 - record["step"] / steps)
+            # Of a first run the pace is what it has come to by now.
+            pace = pace if took else estimate.pace([(left, expected)])
         doing = f"{item.job.run.label}: {at}"
-        display.show(status(number + 1, len(items), doing, left, others + (left or 0.0)))
+        of_all = pace * others + (left or 0.0)
+        display.show(status(number + 1, len(items), doing, left, of_all))
 
     run(run_order(item.job), study.folder, item.job.workdir / LOG, poll)
 
