@@ -36,6 +36,7 @@ class FlaxBatchNorm(nn.BatchNorm):
     """flax's BatchNorm, called as ours is; it knows no mask."""
 
     momentum: float = 0.9
+    ends_branch: bool = False  # which makes no difference here
 
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         return super().__call__(x, use_running_average=not train)
@@ -97,8 +98,8 @@ class Blocks(nn.Module):
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         conv = functools.partial(self.conv, dtype=self.dtype)
 
-        def norm(y, name):
-            return self.norm(dtype=self.dtype, name=name)(y, train, mask)
+        def norm(y, name, **options):
+            return self.norm(dtype=self.dtype, name=name, **options)(y, train, mask)
 
         for index in range(3):
             x = Bottleneck(64, 1, conv, norm, name=f"block{index + 1}")(x)

@@ -11,6 +11,8 @@ option, `{"64": 0.5, ..., "predictor": 0.1}`; accuracies and shares are between 
                 `router_loss`, in stage 1 of a predictor that knows the classes; in stage 2 `mix`,
                 `multiply_adds` (the predictor's included), `entropy` of the mix in nats, and
                 `padding` (the share of the buckets' rows that are no image)
+    adapt       means over the steps since the line before, by resolution: `loss`, and `agreement`,
+                the share of the images that are answered as at the base
     validation  `stage`, and what `drnet_jax.train.validation` found
     compile     `program`, `seconds`, and `waited`, those for which the run stood still
 
