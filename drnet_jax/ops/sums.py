@@ -19,12 +19,17 @@ from drnet_jax.ops.forms import on_cpu
 def channel_sums(terms: Sequence[jax.Array]) -> list[jax.Array]:
     """The sum of each of the terms [S, ..., C], float32 [C], in the form for CPUs."""
     images = math.gcd(len(terms[0]), 8)
-    parts = jax.lax.reduce(
-        tuple(y.astype(jnp.float32).reshape(-1, images, *y.shape[1:]) for y in terms),
-        (np.float32(0),) * len(terms),
-        lambda *sums: tuple(map(jnp.add, *sums)), (1,),
-    )
+    split = [y.astype(jnp.float32).reshape(-1, images, *y.shape[1:]) for y in terms]
+    # Of more results at once, the registers do not hold the sums.
+    parts = [part for first in range(0, len(split), 9) for part in _added(split[first : first + 9])]
     return [jnp.sum(part.reshape(-1, part.shape[-1]), 0) for part in parts]
+
+
+def _added(terms: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """Each of the terms summed over axis 1, in one reduction."""
+    return jax.lax.reduce(
+        tuple(terms), (np.float32(0),) * len(terms), lambda *sums: tuple(map(jnp.add, *sums)), (1,)
+    )
 
 
 def moments(
