@@ -4,9 +4,11 @@ import dataclasses
 import io
 import re
 
+import cv2
 import numpy as np
 import pytest
 
+from drnet_jax.data.transforms import Square
 from drnet_jax.evaluation.table import Table as Answers
 from drnet_jax.reproduce import estimate, photographs, report, running, speed
 from drnet_jax.reproduce.estimate import duration
@@ -39,8 +41,35 @@ def gallery(count=6, resolutions=(16, 12, 8)):
         # One resolution is never chosen, and has no image to show.
         "scores": np.log(np.tile([[0.7, 0.1, 0.2], [0.2, 0.1, 0.7]], (count // 2, 1))),
     }
-    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
-    return Gallery(Answers(**columns), resolutions, ("a_b", "$c$", "d"), lambda row: image)
+    return Gallery(
+        Answers(**columns), resolutions, ("a_b", "$c$", "d"),
+        lambda row, size: np.full((size, size, 3), row, np.uint8),
+        lambda row: np.full((40, 40, 3), row, np.uint8))
+
+
+class Photographs:
+    """A source of one photograph: black, but for its white centre."""
+
+    classes = ("n01440764", "other")
+
+    def __getitem__(self, index):
+        image = np.zeros((448, 300, 3), np.uint8)
+        image[100:348, 50:250] = 255
+        return {"image": cv2.imencode(".png", image)[1].tobytes(), "label": 0}
+
+
+def test_a_gallery_shows_what_the_network_sees_and_sharp_photographs():
+    table = dataclasses.replace(gallery().table, index=np.zeros(6, int))
+    shown = photographs.gallery(table, (64, 32), Photographs(), Square(73))
+    assert shown.classes == ("tench", "other")
+    for size in (64, 32):
+        view = shown.view(0, size)
+        assert view.shape == (size, size, 3)
+        assert view[0, 0].max() == 0 and view[size // 2, size // 2].min() == 255
+    # No larger than the photograph, 300 pixels of 4 times 64.
+    assert shown.photograph(0).shape == (256, 256, 3)
+    small = photographs.gallery(table, (224, 112), Photographs(), Square(256))
+    assert small.photograph(0).shape == (224, 224, 3)
 
 
 def texts(monkeypatch, draw):

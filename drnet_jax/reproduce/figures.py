@@ -43,10 +43,10 @@ def draw(study: Study, name: str) -> str:
 
 
 def _gallery(job: Job) -> photographs.Gallery:
-    config, table = job.config, read(job.workdir).answers
-    square = square_for(config.resolutions[0], config.preprocessing.val_crop)
+    config, expected = job.config, job.config.preprocessing
+    square = square_for(config.resolutions[0], expected.val_crop, expected.interpolation)
     source = open_source(config.data, training=False)
-    return photographs.gallery(table, config.resolutions, source, square)
+    return photographs.gallery(read(job.workdir).answers, config.resolutions, source, square)
 
 
 def _model(job: Job) -> str:

@@ -21,6 +21,7 @@ from drnet_jax.evaluation.table import Table
 
 RIGHT, WRONG, TEXT = "#1b7837", "#b2182b", "#333333"
 GROUP, ROW = 3, 7  # images of each resolution in figure 1, and in figure 4
+SHARP = 200  # pixels at which a photograph of figure 4 is sharp enough
 DOTS = 150  # an inch
 
 
@@ -31,19 +32,34 @@ class Gallery:
     table: Table
     resolutions: tuple[int, ...]
     classes: Sequence[str]
-    image: Callable[[int], np.ndarray]  # row of the table -> uint8 [base, base, 3]
+    view: Callable[[int, int], np.ndarray]  # (row, pixels) -> as the network sees it there
+    photograph: Callable[[int], np.ndarray]  # row -> the same part of it, as sharp as it is
 
 
 def gallery(
-    table: Table, resolutions: tuple[int, ...], source: Source, square: int
+    table: Table, resolutions: tuple[int, ...], source: Source, square: transforms.Square
 ) -> Gallery:
-    """The answers to a source's images; `square` as of `drnet_jax.api.Model`."""
-    def image(row: int) -> np.ndarray:
-        encoded = source[int(table.index[row])]["image"]
-        decoded = transforms.decode(encoded)
-        return transforms.resize_and_centre_crop(decoded, square, resolutions[0])
+    """The answers to a source's images; `square` as of `drnet_jax.api.Model`.
 
-    return Gallery(table, resolutions, class_words(source.classes), image)
+    Images are uint8 [size, size, 3].
+    """
+    base = resolutions[0]
+
+    def part(row: int, zoom: int) -> np.ndarray:
+        image = transforms.decode(source[int(table.index[row])]["image"])
+        # No larger than it is.
+        zoom = max(1, min(zoom, min(image.shape[:2]) // base))
+        enlarged = square._replace(side=square.side * zoom)
+        return transforms.resize_and_centre_crop(image, enlarged, base * zoom)
+
+    def view(row: int, size: int) -> np.ndarray:
+        seen = ops.resize(part(row, 1)[None].astype(np.float32), size, square.interpolation)[0]
+        return np.asarray(seen).clip(0, 255).astype(np.uint8)
+
+    return Gallery(
+        table, resolutions, class_words(source.classes), view,
+        lambda row: part(row, -(-SHARP // base)),
+    )
 
 
 def smallest_right(right: np.ndarray) -> np.ndarray:
@@ -129,9 +145,7 @@ def _group_title(figure: Figure, axes: np.ndarray, first: str, second: str) -> N
 
 def _view(axis: Any, shown: Gallery, row: int, size: int) -> None:
     """An image as the network sees it at a size, and below it the answer."""
-    image = shown.image(row)[None].astype(np.float32)
-    seen = np.asarray(ops.resize(image, shown.resolutions[size]))[0]
-    axis.imshow(seen.clip(0, 255).astype(np.uint8), interpolation="nearest")
+    axis.imshow(shown.view(row, shown.resolutions[size]), interpolation="nearest")
     right = bool(shown.table.right[row, size])
     colour = RIGHT if right else WRONG
     for side in axis.spines.values():
@@ -170,9 +184,9 @@ def draw_choices(path: Path, shown: Gallery, title: str) -> None:
 
 
 def _choice(axis: Any, shown: Gallery, row: int, option: int, confidence: float) -> None:
-    """An image at the base size, its answer above, and both confidences below."""
+    """An image, its answer above, and both confidences below."""
     table = shown.table
-    axis.imshow(shown.image(row))
+    axis.imshow(shown.photograph(row))
     right = bool(table.right[row, option])
     axis.set_title(
         f"{'✓' if right else '✗'} {printable(shown.classes[table.answer[row, option]])}",
