@@ -52,14 +52,16 @@ def get_config(argument: str = "") -> ConfigDict:
     config.budget = 0.0
     config.optimizer.predictor_rate = 0.3
     config.optimizer.clip_norm = 1.0
-    config.pretrain.epochs = 8
+    config.pretrain.epochs = 10
     config.pretrain.learning_rate = 0.1
+    config.pretrain.warmup_epochs = 1
+    config.pretrain.decay_epochs = 8
     config.finetune.epochs = 8
     config.finetune.learning_rate = 0.06
-    for stage in (config.pretrain, config.finetune):
-        stage.warmup_epochs = 1
-        stage.decay_epochs = 6
+    config.finetune.warmup_epochs = 1
+    config.finetune.decay_epochs = 6
     config.evaluation.batch_size = 256
     config.evaluation.every_epochs = 100  # at the end of a stage alone
+    config.checkpoint.every_steps = 100
     named = resnet101, mobilenetv2
     return override(config, argument, (*named, *variants_beside(__file__)))

@@ -36,7 +36,7 @@ from tests import runs
 
 TINY = dataclasses.replace(
     SMALL, files={network: f"{Path(__file__).parent}/tiny_paper.py:" for network in SMALL.files},
-    sizes={224: 32, 192: 24}, alpha=1e-5 / 4.1, widths={},
+    sizes={224: 32, 192: 24}, alpha=1e-5 / 4.1, widths={}, alone=(),
 )
 ALL = tuple(NEEDS)
 

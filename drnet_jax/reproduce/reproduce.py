@@ -56,14 +56,15 @@ def write(study: Study, display: Display) -> None:
 
 def _run(study: Study, items: Sequence[Item], number: int, display: Display) -> None:
     """Does one job, and shows how it goes."""
-    item, took, began = items[number], report.took(items), time.monotonic()
+    item, took, began = items[number], report.took(items), time.time()
     others = sum(other.work.left for other in items if other is not item)
 
     def poll() -> None:
         record, steps, pace = last_record(item.job.workdir), item.work.steps, estimate.pace(took)
-        if record is None or record["step"] <= item.progress.step < steps:
-            at, left = "starting", max(0.0, pace * item.work.left - (time.monotonic() - began))
-        elif record["step"] >= steps:
+        new = record is not None and record["time"] > began  # not of a start before
+        if not new and not item.progress.trained:
+            at, left = "starting", max(0.0, pace * item.work.left - (time.time() - began))
+        elif item.progress.trained or record["step"] >= steps:
             at, left = "evaluating", None
         else:
             at, left = f"step {record['step']} of {steps}", record["seconds_left"]

@@ -31,6 +31,7 @@ class Scale:
     widths: dict[str, float]  # of the networks' configs, where that is not 1
     alpha: float  # by which the paper's is multiplied
     eta: float  # by which the paper's is multiplied
+    alone: tuple[str, ...]  # words of a config's argument, of networks of one size
     images: dict[str, tuple[str, ...]]  # of the paper's data sets, words of a config's argument
     train_images: dict[int, int]  # how many there are, by classes, where that is known beforehand
     photographs: dict[str, Any]  # keys of the config that a folder of images needs
@@ -48,6 +49,8 @@ SMALL = Scale(
     widths={"resnet50": 0.25, "resnet101": 0.25, "mobilenetv2": 0.5},
     alpha=0.01106 / PAPER_BASE,
     eta=10.0,
+    # As many epochs as both stages of a DRNet together.
+    alone=("pretrain.epochs=18", "pretrain.decay_epochs=14"),
     images={"imagenet": (), "imagenet100": ()},
     train_images={},
     photographs={"data.crop_area": (0.5, 1.0), "data.crop_ratio": (0.75, 4 / 3)},
@@ -60,6 +63,7 @@ PAPER = Scale(
     widths={},
     alpha=1.0,
     eta=1.0,
+    alone=(),
     images={"imagenet": (), "imagenet100": ("imagenet100",)},
     train_images={1000: 1_281_167, 100: 50_000},
     photographs={},
@@ -95,7 +99,7 @@ def _single(
     scale: Scale, experiment: Single, words: list[str], name: str, label: str
 ) -> Run:
     size = scale.sizes[experiment.size]
-    words = [*words, "single"]
+    words = [*words, "single", *scale.alone]
     if experiment.size != 224:
         words.append(f"resolutions=({size},)")
     if experiment.width != 1:
