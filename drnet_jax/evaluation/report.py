@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from drnet_jax.data.imagenet import class_words
 from drnet_jax.formatting import interval, short, table
 
 
@@ -113,7 +114,8 @@ def _class_lines(classes: dict[str, dict[str, Any]], shown: int = 3) -> list[str
     """The classes that routing finds hardest; all are in eval.json and confusion.csv."""
     if len(classes) < 2:
         return []
-    worst = sorted(classes.items(), key=lambda item: item[1]["top1"])[:shown]
+    worst = sorted(classes, key=lambda name: classes[name]["top1"])[:shown]
     return ["hardest classes: " + ", ".join(
-        f"{name} {100 * own['top1']:.1f} % at {short(own['multiply_adds'])}" for name, own in worst
+        f"{words} {100 * classes[name]['top1']:.1f} % at {short(classes[name]['multiply_adds'])}"
+        for name, words in zip(worst, class_words(worst), strict=True)
     )]

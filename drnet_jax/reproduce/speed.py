@@ -59,6 +59,9 @@ def draw_speed(
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.14, y=0.14)
     panels[0].set_ylabel("top-1, %", fontsize=9)
+    limits = panels[0].get_ylim()  # the margins may reach beyond 100 %, where nothing can be
+    panels[0].set_yticks([tick for tick in panels[0].get_yticks() if limits[0] <= tick <= 100])
+    panels[0].set_ylim(limits)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=len(series), fontsize=9, frameon=False
