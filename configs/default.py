@@ -45,6 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "classes": 0,  # number of classes; 0 takes what the data set says
             "resolution_aware_norm": True,  # BatchNorms per resolution; False shares one set
             "zero_init": False,  # begin with residual branches at 0 (scale of their last norm)
+            "fixed_statistics": False,  # norms train by running statistics, and keep these
         },
         "predictor": {
             "name": "resnet10",  # a name in drnet_jax.models, or "package.module:factory"

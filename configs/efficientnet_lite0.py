@@ -11,7 +11,7 @@ from drnet_jax.config_files import default_beside, override
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default_beside(__file__)
-    config.batch_size = 32
+    config.batch_size = 64
     config.bucket_multiple = 8
     config.bucket_lead = 0
     config.data.name = "folder"
@@ -24,16 +24,20 @@ def get_config(argument: str = "") -> ConfigDict:
     config.preprocessing.interpolation = "bicubic"
     config.preprocessing.val_crop = 1.0
     config.classifier.name = "tf_efficientnet_lite0"
+    # Adapted norms have those of the base, and a bucket of few images has none that are worth much.
+    config.classifier.fixed_statistics = True
     config.resolutions = (224, 168, 112)
     config.predictor.name = "mobilenetv2_tiny"
     config.predictor.resolution = 64
+    config.predictor.classifies = False
     config.budget = 0.2  # of 0.39 at 224 pixels
     config.optimizer.clip_norm = 1.0
+    config.optimizer.predictor_rate = 20.0  # it begins from nothing
     # The classifier knows its task already: few steps, small ones.
     config.pretrain.epochs = 0
-    config.finetune.epochs = 1
-    config.finetune.learning_rate = 0.005
-    config.finetune.warmup_epochs = 0.1
+    config.finetune.epochs = 2
+    config.finetune.learning_rate = 0.002
+    config.finetune.warmup_epochs = 0.2
     config.finetune.schedule = "cosine"
     config.evaluation.batch_size = 32
     config.evaluation.speed_images = 512

@@ -41,6 +41,7 @@ class Classifier:
     classes: int
     resolution_aware_norm: bool
     zero_init: bool
+    fixed_statistics: bool
 
 
 @dataclasses.dataclass(frozen=True)

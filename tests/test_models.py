@@ -23,7 +23,8 @@ from drnet_jax.ops import plain_forms
 from drnet_jax.products import layer_costs, multiply_adds
 
 MODEL = Classifier(
-    name="resnet18", width=0.125, classes=0, resolution_aware_norm=True, zero_init=False)
+    name="resnet18", width=0.125, classes=0, resolution_aware_norm=True, zero_init=False,
+    fixed_statistics=False)
 CHANNELS = 8  # of its first stage
 
 

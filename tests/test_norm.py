@@ -10,12 +10,12 @@ from drnet_jax.ops import traced_for
 
 
 def normalise(x, mask=None, train=True, scale=(1.0, 1.0), bias=(0.0, 0.0), mean=(0.0, 0.0),
-              var=(1.0, 1.0), epsilon=0.0):
+              var=(1.0, 1.0), epsilon=0.0, **fields):
     variables = {
         "params": {"scale": jnp.array(scale), "bias": jnp.array(bias)},
         "batch_stats": {"mean": jnp.array(mean), "var": jnp.array(var)},
     }
-    y, state = BatchNorm(epsilon=epsilon).apply(
+    y, state = BatchNorm(epsilon=epsilon, **fields).apply(
         variables, jnp.asarray(x), train, None if mask is None else jnp.asarray(mask),
         mutable=[MOMENTS])
     return y, state.get(MOMENTS)
@@ -81,6 +81,14 @@ def test_evaluation_uses_running_statistics_and_leaves_no_moments():
     y, moments = normalise(TABLE, MASK, train=False, mean=(3.0, 30.0), var=(4.0, 100.0))
     np.testing.assert_allclose(y, (TABLE - [3, 30]) / [2, 10], rtol=1e-6)
     assert moments is None
+
+
+def test_fixed_statistics_are_those_of_training_too_and_stay_bit_for_bit():
+    stats = {"mean": np.array([3.0, 30.0]), "var": np.array([4.0, 0.1], np.float32)}
+    y, moments = normalise(TABLE, MASK, fixed_statistics=True, **stats)
+    expected, _ = normalise(TABLE, MASK, train=False, **stats)
+    np.testing.assert_array_equal(y, expected)
+    jax.tree.map(np.testing.assert_array_equal, update_statistics(stats, moments), stats)
 
 
 def test_update_statistics_moves_as_pytorch_does():

@@ -813,6 +813,22 @@ def test_pretraining_moves_everything_but_the_predictor():
         assert_moved({**new, "predictor": {}}, {**old, "predictor": {}})
 
 
+def test_fixed_statistics_stand_still_and_make_two_devices_one():
+    """No sample's gradient depends on who else is in its bucket; the predictor's norms are free."""
+    variables, found = None, []
+    for devices in (1, 2):
+        trainer = Trainer(devices, overrides={"classifier.fixed_statistics": True})
+        variables = variables or random_variables(trainer.drnet)
+        state, _ = trainer.run(trainer.state(variables), random_batch(12), noise=forcing(UNEVEN))
+        (params, batch_stats), shared = variables, state.params["shared"]
+        assert_equal(state.batch_stats["norms"], batch_stats["norms"])
+        assert_moved(state.batch_stats["predictor"], batch_stats["predictor"])
+        assert_moved({"shared": shared, "norms": state.params["norms"]["16"]},
+                     {"shared": params["shared"], "norms": params["norms"]["16"]})
+        found.append({"shared": shared, "norms": state.params["norms"]})
+    assert_close(*found)
+
+
 def assert_moved(new, old):
     paths = jax.tree_util.tree_leaves_with_path(old)
     for (path, before), after in zip(paths, jax.tree.leaves(new), strict=True):

@@ -166,7 +166,9 @@ def _read(workdir: str) -> tuple[Meta, Variables]:
         variables = reading.restore_model(meta.step, data_mesh(jax.local_devices()))
     finally:
         reading.close()
-    own = dataclasses.replace(meta.config.classifier, resolution_aware_norm=True)
+    own = dataclasses.replace(
+        meta.config.classifier, resolution_aware_norm=True, fixed_statistics=False
+    )
     config = dataclasses.replace(meta.config, classifier=own)
     was, now = (Knowledge(each, meta.classes).norm_keys for each in (meta.config, config))
     return dataclasses.replace(meta, config=config), set_norms(variables, was[0], now)

@@ -51,7 +51,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
 }
 
-ZERO_INIT = functools.partial(BatchNorm, zero_init=True)  # one, so that networks compare equal
+
+@functools.cache  # so that networks compare equal
+def _norm(zero_init: bool, fixed_statistics: bool) -> Callable[..., nn.Module]:
+    return functools.partial(BatchNorm, zero_init=zero_init, fixed_statistics=fixed_statistics)
 
 
 def build_classifier(
@@ -61,7 +64,7 @@ def build_classifier(
 
     Args:
         classifier: its name, its width, a multiplier of the published numbers of channels, and
-            whether its residual branches begin at 0.
+            of what kind its norms are.
         classes: C.
         dtype: of its convolutions, "float32" or "bfloat16".
         sizes: H and W of the images that it is to see, for `check_network`; none to leave that out.
@@ -69,7 +72,7 @@ def build_classifier(
     Raises:
         UserError: if `classifier.name` names no network, or one that will not do.
     """
-    norm = ZERO_INIT if classifier.zero_init else BatchNorm
+    norm = _norm(classifier.zero_init, classifier.fixed_statistics)
     return _build(classifier, "classifier.name", classes, dtype, sizes, norm, masked=True)
 
 

@@ -25,6 +25,9 @@ class BatchNorm(nn.Module):
     buckets and devices. Fewer than two values have no variance: they are normalised by the running
     statistics.
 
+    With `fixed_statistics` it normalises by the running statistics in training, too, and its
+    moments are of no value at all, by which nothing is updated.
+
     Networks mark the norm that ends a residual branch, `ends_branch`; with `zero_init` its scale
     begins at 0, so that each block begins as its shortcut.
     """
@@ -33,6 +36,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
     ends_branch: bool = False
     zero_init: bool = False
+    fixed_statistics: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -53,17 +57,23 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32).value
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32).value
-        if train:
+        if train and self.fixed_statistics:
+            self._hand_out({"sum": jnp.zeros_like(mean), "sum_of_squares": jnp.zeros_like(mean),
+                            "count": jnp.float32(0)})
+        elif train:
             moments, batch_mean, batch_var = _moments(x, mask, mean)
-            if not self.is_initializing():
-                for name, value in moments.items():
-                    self.put_variable(MOMENTS, name, jax.lax.stop_gradient(value))
+            self._hand_out(moments)
             mean = jnp.where(moments["count"] < 2, mean, batch_mean)
             var = jnp.where(moments["count"] < 2, var, batch_var)
         # One multiply-add per element, whatever the number of per-channel terms.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         y = ops.scale_and_shift(x, factor, bias - mean * factor)
         return y.astype(self.dtype)
+
+    def _hand_out(self, moments: dict[str, jax.Array]) -> None:
+        if not self.is_initializing():
+            for name, value in moments.items():
+                self.put_variable(MOMENTS, name, jax.lax.stop_gradient(value))
 
 
 def _moments(
