@@ -50,7 +50,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.budget = 0.0
     config.optimizer.predictor_rate = 0.3
     config.optimizer.clip_norm = 1.0
-    config.pretrain.epochs = 8
+    config.pretrain.epochs = 6
     config.pretrain.learning_rate = 0.1
     config.finetune.epochs = 4
     config.finetune.learning_rate = 0.06
@@ -59,6 +59,6 @@ def get_config(argument: str = "") -> ConfigDict:
         stage.schedule = "cosine"
     config.evaluation.batch_size = 256
     config.evaluation.every_epochs = 100  # at the end of a stage alone
-    config.checkpoint.every_steps = 100
+    config.checkpoint.every_steps = 400
     named = resnet101, mobilenetv2
     return override(config, argument, (*named, *variants_beside(__file__)))

@@ -50,7 +50,7 @@ SMALL = Scale(
     alpha=0.01106 / PAPER_BASE,
     eta=10.0,
     # As many epochs as both stages of a DRNet together.
-    alone=("pretrain.epochs=12",),
+    alone=("pretrain.epochs=10",),
     images={"imagenet": (), "imagenet100": ()},
     train_images={},
     photographs={"data.crop_area": (0.5, 1.0), "data.crop_ratio": (0.75, 4 / 3)},
