@@ -46,11 +46,11 @@ SMALL = Scale(
         network: f"small.py:{network}" for network in ("resnet101", "mobilenetv2")
     },
     sizes={224: 64, 192: 55},
-    widths={"resnet50": 0.25, "resnet101": 0.25, "mobilenetv2": 0.5},
-    alpha=0.01106 / PAPER_BASE,
+    widths={"resnet50": 0.125, "resnet101": 0.125, "mobilenetv2": 0.5},
+    alpha=0.003366 / PAPER_BASE,
     eta=10.0,
     # As many epochs as both stages of a DRNet together.
-    alone=("pretrain.epochs=10",),
+    alone=("pretrain.epochs=18", "pretrain.decay_epochs=14"),
     images={"imagenet": (), "imagenet100": ()},
     train_images={},
     photographs={"data.crop_area": (0.5, 1.0), "data.crop_ratio": (0.75, 4 / 3)},
