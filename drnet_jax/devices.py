@@ -278,9 +278,14 @@ def _compile(program: Program, args: tuple[Any, ...]) -> tuple[jax.stages.Compil
 
 def cores() -> int:
     """CPU cores that this process may use, which is how many threads XLA starts on a CPU."""
+    return len(own_cores())
+
+
+def own_cores() -> list[int]:
+    """The numbers of these cores."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -166,10 +166,10 @@ def test_the_pace_is_that_of_the_runs_that_are_done():
 
 
 def test_how_a_job_goes_in_a_line():
-    assert running.status(3, 19, "ResNet-50, stage 1: step 40 of 368", 80, 1320) == (
-        "[3/19] ResNet-50, stage 1: step 40 of 368, 1 min 20 s left (of all: 22 min)")
-    assert running.status(3, 19, "ResNet-50, stage 1: evaluating", None, 1320) == (
-        "[3/19] ResNet-50, stage 1: evaluating (of all: 22 min)")
+    assert running.status(3, 19, "ResNet-50, stage 1: step 40 of 368", 80) == (
+        "[3/19] ResNet-50, stage 1: step 40 of 368, 1 min 20 s left")
+    assert running.status(3, 19, "ResNet-50, stage 1: evaluating", None) == (
+        "[3/19] ResNet-50, stage 1: evaluating")
 
 
 def test_hardware_in_a_few_words():

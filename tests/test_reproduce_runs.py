@@ -93,6 +93,25 @@ def test_an_alpha_of_the_small_scale_is_the_papers_share_of_the_base(tmp_path):
     assert 1e9 * job.config.router.gumbel.alpha / base == pytest.approx(2.0 / 4.1, rel=1e-3)
 
 
+class Here:
+    """A process of a worker that is this one."""
+
+    def __init__(self, order, folder, log, cores):
+        assert cores is None
+        self._order, self._looked = order, False
+        self.began = time.time()
+
+    def ended(self):
+        if not self._looked:
+            self._looked = True
+            return False
+        worker.WORK[self._order["kind"]](self._order | {"began": self.began})
+        return True
+
+    def stop(self):
+        pass
+
+
 @pytest.fixture(scope="module")
 def done(images, tmp_path_factory):
     """A study that is done, and what was said of it."""
@@ -101,9 +120,9 @@ def done(images, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # In this process, where programs are compiled already.
         patch.setattr(worker, "_watch", lambda tick: tick())
-        patch.setattr(reproduce, "run", lambda order, folder, log, poll: (
-            poll(), worker.WORK[order["kind"]](order | {"began": time.time()}), poll()))
-        reproduce.reproduce(study, Display(said))
+        patch.setattr(reproduce, "Process", Here)
+        patch.setattr(reproduce, "POLL", 0)
+        reproduce.reproduce(study, Display(said), 1)
     return study, said.getvalue()
 
 
@@ -143,8 +162,8 @@ def test_what_is_done_is_not_done_again(done, images):
     study = study_of(done[0].folder, images, "table5", "figure1")
     items = study.items()
     assert [item.progress.done for item in items] == [True, True]
-    text = report.plan_text(study, items)
-    assert "2 runs" in text and "2 done; about 0 s to go" in text
+    text = report.plan_text(study, items, 2)
+    assert "2 runs" in text and "2 done; about 0 s to go, 2 at once" in text
     assert "as the 2 runs done here took" in text
 
 
@@ -162,6 +181,24 @@ def test_a_run_of_another_config_or_of_other_images_is_refused(done, images, tmp
     assert jobs.progress(dataclasses.replace(job, config=moved), None).done
 
 
+def test_a_job_is_begun_when_what_it_begins_with_is_done(tmp_path, images):
+    items = study_of(tmp_path, images, "table1", "table4").items()
+    names = [item.job.run.name for item in items]
+
+    def ready(done, running):
+        items_now = [dataclasses.replace(item, progress=jobs.Progress(done=name in done))
+                     for name, item in zip(names, items, strict=True)]
+        found = reproduce._ready(items_now, [names.index(name) for name in running])
+        return [names[number] for number in found]
+
+    first = ["resnet50-32px", "resnet50-stage1", "resnet50-shared-norm-stage1", "resnet50-24px"]
+    assert ready([], []) == first
+    assert ready([], first[:2]) == first[2:]
+    assert ready(first[:2], first[2:3])[:2] == ["resnet50-eta0", "resnet50-eta0.2-alpha2.5"]
+    assert "resnet50-shared-norm-eta0.2-alpha2.5" not in ready(first[:2], first[2:3])
+    assert ready(names, []) == []
+
+
 def test_how_far_a_job_has_come(done):
     job = done[0].needed()[0]
     assert jobs.progress(job, None) == jobs.Progress(18, trained=True, done=True)
@@ -177,7 +214,7 @@ STUDY = """
 import sys
 from tests.test_reproduce_runs import *
 study = study_of(sys.argv[1], sys.argv[2], "figure1", **{"pretrain.epochs": 15})
-reproduce.reproduce(study, Display(sys.stdout))
+reproduce.reproduce(study, Display(sys.stdout), 2)
 """
 
 
@@ -231,10 +268,10 @@ def test_a_killed_study_goes_on(images, tmp_path):
 def test_a_job_that_fails_is_told_in_a_line(tmp_path):
     order = {"kind": "time", "runs": str(tmp_path), "path": "", "points": [{"run": "none"}]}
     with pytest.raises(UserError, match=r"log: .*none: expected a working directory") as error:
-        running.run(order, tmp_path, tmp_path / "log", lambda: None)
+        running.run(order, tmp_path, tmp_path / "log")
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="log: ended with status 1, saying KeyError: 'fly'"):
-        running.run({"kind": "fly"}, tmp_path, tmp_path / "log", lambda: None)
+        running.run({"kind": "fly"}, tmp_path, tmp_path / "log")
 
 
 # As worked out in test_cost and test_products: multiply-adds by size, and parameters, by width.

@@ -9,6 +9,7 @@ import jax
 from absl import flags
 
 from drnet_jax.commands.shared import define_workdir, directory
+from drnet_jax.devices import cores
 from drnet_jax.errors import UserError
 from drnet_jax.reproduce import report
 from drnet_jax.reproduce.paper import NEEDS
@@ -32,6 +33,10 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[Sequence[str]
         "data", None, "folder:PATH, with PATH/train/<class>/* and PATH/val/<class>/*: the images "
         "in place of drawn shapes, or of ImageNet as tfds prepares it.", flag_values=values,
     )
+    jobs = flags.DEFINE_integer(
+        "jobs", None, "Runs at once, each on its own share of the cores; by default one a core at "
+        "the small scale, and one in all at the paper's.", 1, flag_values=values,
+    )
     plan = flags.DEFINE_bool(
         "plan", False, "Run nothing: print the plan, and write what the runs there give.",
         flag_values=values,
@@ -43,14 +48,14 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[Sequence[str]
         # Work is done in processes of their own: this one is not to hold an accelerator.
         jax.config.update("jax_platforms", "cpu")
         study = Study(size, folder, wanted, overrides, data.value is not None)
-        items = study.items()
-        print(report.plan_text(study, items), flush=True)
+        at_once = jobs.value or (1 if size.comparable else cores())
+        print(report.plan_text(study, study.items(), at_once), flush=True)
         display, missing = Display(sys.stdout), study.missing()
         folder.mkdir(parents=True, exist_ok=True)
         if plan.value or missing:
             write(study, display)
         else:
-            reproduce(study, display)
+            reproduce(study, display, at_once)
         for reason in missing:
             print(f"not run, as the images are not at hand: {reason}")
 

@@ -13,8 +13,12 @@ from drnet_jax.reproduce.paper import TABLES, Row, Table, base
 from drnet_jax.reproduce.study import Item, Study
 
 
-def plan_text(study: Study, items: Sequence[Item]) -> str:
-    """What is to be run, what is done, and how long the rest takes, with how that is known."""
+def plan_text(study: Study, items: Sequence[Item], jobs: int) -> str:
+    """What is to be run, what is done, and how long the rest takes, with how that is known.
+
+    Args:
+        jobs: how many are run at once.
+    """
     pace, done = estimate.pace(took(items)), [item for item in items if item.progress.done]
     rows = [("run", "steps", "multiply-adds", "state", "estimate")]
     for item in items:
@@ -23,14 +27,14 @@ def plan_text(study: Study, items: Sequence[Item]) -> str:
             item.job.run.name, str(item.work.steps), short(item.work.multiply_adds),
             _state(item), duration(left) if left else "",
         ))
-    left = sum(item.work.left for item in items) * pace
+    left = sum(item.work.left for item in items) * pace / jobs
     return "\n".join([
         f"{', '.join(study.names)}: {len(items)} runs in {study.folder}, {len(done)} done; about "
-        f"{duration(left)} to go",
+        f"{duration(left)} to go, {jobs} at once",
         text_table(rows),
         "The estimate takes the multiply-adds of training (three forward passes) at "
         f"{short(estimate.RATE)}/s, MobileNetV2's at {short(estimate.RATES['mobilenetv2'])}/s, and "
-        f"{duration(estimate.BESIDES)} a run beside them, as measured on two cores of an AMD EPYC; "
+        f"{duration(estimate.BESIDES)} a run beside them, as measured on a core of an Intel Xeon; "
         + (f"times {pace:.2f}, as the {len(done)} runs done here took." if done else
            "it follows the runs here as soon as one is done."),
     ])

@@ -2,31 +2,60 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from drnet_jax.devices import own_cores
 from drnet_jax.errors import first_line
 from drnet_jax.reproduce import estimate, figures, report
 from drnet_jax.reproduce.estimate import duration
 from drnet_jax.reproduce.jobs import RUNS
 from drnet_jax.reproduce.paper import TABLES
 from drnet_jax.reproduce.results import read
-from drnet_jax.reproduce.running import LOG, Display, last_record, run, run_order, status
+from drnet_jax.reproduce.running import (
+    LOG,
+    POLL,
+    Display,
+    Process,
+    last_record,
+    run,
+    run_order,
+    status,
+)
 from drnet_jax.reproduce.study import Item, Study
 
 
-def reproduce(study: Study, display: Display) -> None:
+def reproduce(study: Study, display: Display, jobs: int) -> None:
     """Runs all jobs that are not done; writes the tables after each, and the figures at the end.
+
+    Args:
+        jobs: how many to run at once, each on its own share of the cores.
 
     Raises:
         UserError: if a job fails; what was done is kept, and the same study goes on from there.
     """
-    items = study.items()
-    for number, item in enumerate(items):
-        if not item.progress.done:
-            _run(study, items, number, display)
-            report.write_tables(study)
+    split = np.array_split(own_cores(), jobs)
+    shares = [part.tolist() for part in split] if jobs > 1 else [None]
+    running: dict[int, tuple[Process, list[int] | None]] = {}  # by number of the job
+    try:
+        while True:
             items = study.items()
-            display.say(f"[{number + 1}/{len(items)}] {_found(study, items[number])}")
+            for number in _ready(items, running)[: len(shares)]:
+                order, log = run_order(items[number].job), items[number].job.workdir / LOG
+                cores = shares.pop()
+                running[number] = Process(order, study.folder, log, cores), cores
+            if not running:
+                break
+            for number in _ended(study, items, running, display):
+                shares.append(running.pop(number)[1])
+                report.write_tables(study)
+                item = study.items()[number]
+                display.say(f"[{number + 1}/{len(items)}] {_found(study, item)}")
+    finally:
+        for process, _ in running.values():
+            process.stop()
     if "figure3" in study.names and figures.times(study) is None:
         display.say("figure3: measuring latencies, a minute or two")
         order = {
@@ -34,8 +63,31 @@ def reproduce(study: Study, display: Display) -> None:
             "path": str(study.folder / figures.TIMES),
             "points": [dataclasses.asdict(point) for point in figures.points(study)],
         }
-        run(order, study.folder, study.folder / "latency.log", lambda: None)
+        run(order, study.folder, study.folder / "latency.log")
     write(study, display)
+
+
+def _ready(items: Sequence[Item], running: Container[int]) -> list[int]:
+    """The jobs that can be begun: what they begin with is done."""
+    done = {item.job.run.name for item in items if item.progress.done}
+    return [
+        number for number, item in enumerate(items)
+        if not item.progress.done and number not in running
+        and item.job.run.origin in ("", *done)
+    ]
+
+
+def _ended(
+    study: Study, items: Sequence[Item], running: Mapping[int, tuple[Process, Any]],
+    display: Display,
+) -> list[int]:
+    """The jobs that end next; shows how all go until then."""
+    while True:
+        ended = [number for number, (process, _) in running.items() if process.ended()]
+        if ended:
+            return ended
+        display.show(_status(items, {n: process.began for n, (process, _) in running.items()}))
+        time.sleep(POLL)
 
 
 def write(study: Study, display: Display) -> None:
@@ -54,28 +106,31 @@ def write(study: Study, display: Display) -> None:
         display.say(missing or f"{name}: {study.folder / name}.png")
 
 
-def _run(study: Study, items: Sequence[Item], number: int, display: Display) -> None:
-    """Does one job, and shows how it goes."""
-    item, took, began = items[number], report.took(items), time.time()
-    others = sum(other.work.left for other in items if other is not item)
-
-    def poll() -> None:
-        record, steps, pace = last_record(item.job.workdir), item.work.steps, estimate.pace(took)
-        new = record is not None and record["time"] > began  # not of a start before
-        if not new and not item.progress.trained:
-            at, left = "starting", max(0.0, pace * item.work.left - (time.time() - began))
-        elif item.progress.trained or record["step"] >= steps:
-            at, left = "evaluating", None
+def _status(items: Sequence[Item], began: Mapping[int, float]) -> str:
+    """How the jobs go that began at these times, and how long all will take."""
+    took, lines, left = report.took(items), [], 0.0
+    pace = estimate.pace(took)
+    for number, at in began.items():
+        item, record = items[number], last_record(items[number].job.workdir)
+        steps = item.work.steps
+        if item.progress.trained or (_new(record, at) and record["step"] >= steps):
+            doing, own = "evaluating", None
+        elif not _new(record, at):
+            doing, own = "starting", max(0.0, pace * item.work.left - (time.time() - at))
         else:
-            at, left = f"step {record['step']} of {steps}", record["seconds_left"]
+            doing, own = f"step {record['step']} of {steps}", record["seconds_left"]
+            # Of the first runs the pace is what they have come to by now.
             expected = item.work.training * (1 - record["step"] / steps)
-            # Of a first run the pace is what it has come to by now.
-            pace = pace if took else estimate.pace([(left, expected)])
-        doing = f"{item.job.run.label}: {at}"
-        of_all = pace * others + (left or 0.0)
-        display.show(status(number + 1, len(items), doing, left, of_all))
+            pace = pace if took or not expected else estimate.pace([(own, expected)])
+        lines.append(status(number + 1, len(items), f"{item.job.run.label}: {doing}", own))
+        left += own or 0.0
+    left += pace * sum(item.work.left for n, item in enumerate(items) if n not in began)
+    return f"{'; '.join(lines)} (of all: {duration(left / len(began))})"
 
-    run(run_order(item.job), study.folder, item.job.workdir / LOG, poll)
+
+def _new(record: Mapping[str, Any] | None, began: float) -> bool:
+    """Whether a record is of a start at that time, and not of one before."""
+    return record is not None and record["time"] > began
 
 
 def _found(study: Study, item: Item) -> str:

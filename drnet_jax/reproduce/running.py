@@ -1,4 +1,4 @@
-"""Running: jobs one after the other, each in a process of its own, and a line of how it goes."""
+"""Running: jobs in processes of their own, and a line of how they go."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,44 +47,66 @@ class Display:
         self._file.flush()
 
 
-def run(job: dict[str, Any], folder: Path, log: Path, poll: Callable[[], None]) -> None:
-    """Does a job of `worker` in a process of its own.
+class Process:
+    """A process of `worker` that does a job."""
 
-    Args:
-        job: as `worker` reads it, without the time.
-        folder: of the study, in which compiled programs are kept for the next job.
-        log: where all that the process says goes, after what is there.
-        poll: is called every so often.
+    def __init__(
+        self, job: dict[str, Any], folder: Path, log: Path, cores: Sequence[int] | None = None
+    ):
+        """Starts it.
 
-    Raises:
-        UserError: if it fails, with what it said last.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "drnet_jax.reproduce.worker"], text=True,
-            stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=_environment(folder),
-        )
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended already
-                process.stdin.write(json.dumps(job | {"began": time.time()}) + "\n")
-                process.stdin.flush()
-            while process.poll() is None:
-                poll()
-                time.sleep(POLL)
-        finally:
-            # At the end of its stdin it stops; what it has saved is whole.
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.wait()
-    if process.returncode:
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = said[-1].removeprefix("error: ") if said else "nothing"
-        how = "" if process.returncode == 2 else f"ended with status {process.returncode}, saying "
-        raise UserError(f"{log}: {how}{last}")
+        Args:
+            job: as `worker` reads it, without the time and the cores.
+            folder: of the study, in which compiled programs are kept for the next job.
+            log: where all that the process says goes, after what is there.
+            cores: of the CPU that it may use, and compute on; None: all, and accelerators.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log, self.began = log, time.time()
+        with log.open("a") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "drnet_jax.reproduce.worker"], text=True,
+                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+                env=_environment(folder, cores),
+            )
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.write(
+                json.dumps(job | {"began": self.began, "cores": cores}) + "\n"
+            )
+            self._process.stdin.flush()
+
+    def ended(self) -> bool:
+        """Whether the job is done; raises UserError if it failed, with what it said last."""
+        if self._process.poll() is None:
+            return False
+        self.stop()
+        status = self._process.returncode
+        if status:
+            text = self._log.read_text(errors="replace")
+            said = [line for line in text.splitlines() if line.strip()]
+            last = said[-1].removeprefix("error: ") if said else "nothing"
+            how = "" if status == 2 else f"ended with status {status}, saying "
+            raise UserError(f"{self._log}: {how}{last}")
+        return True
+
+    def stop(self) -> None:
+        """Ends it: at the end of its stdin it stops; what it has saved is whole."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def run(job: dict[str, Any], folder: Path, log: Path) -> None:
+    """Does a job by itself; arguments and errors are those of `Process`."""
+    process = Process(job, folder, log)
+    try:
+        while not process.ended():
+            time.sleep(POLL)
+    finally:
+        process.stop()
+
+
+def _environment(folder: Path, cores: Sequence[int] | None) -> dict[str, str]:
     """The variables of a worker: this code, and compiled programs that outlive it."""
     code = str(Path(drnet_jax.__file__).parents[1])
     path = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -93,6 +115,8 @@ def _environment(folder: Path) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(folder.absolute() / "compiled" / platform.node()),
         # jaxlib 0.10.1 says several lines of each CPU program that it finds there.
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        # An accelerator is not shared.
+        **({} if cores is None else {"JAX_PLATFORMS": "cpu"}),
     } | os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -104,17 +128,15 @@ def run_order(job: Job) -> dict[str, Any]:
     }
 
 
-def status(number: int, total: int, doing: str, left: float | None, of_all: float) -> str:
-    """Such as "[3/19] ResNet-50, stage 1: step 40 of 368, 1 min 20 s left (of all: 22 min)".
+def status(number: int, total: int, doing: str, left: float | None) -> str:
+    """Such as "[3/19] ResNet-50, stage 1: step 40 of 368, 1 min 20 s left".
 
     Args:
         number: of the job, of `total`.
         doing: the job, and where in it.
         left: seconds of it; None: not known.
-        of_all: seconds of it and all that follow.
     """
-    own = "" if left is None else f", {duration(left)} left"
-    return f"[{number}/{total}] {doing}{own} (of all: {duration(of_all)})"
+    return f"[{number}/{total}] {doing}" + ("" if left is None else f", {duration(left)} left")
 
 
 def last_record(workdir: Path) -> dict[str, Any] | None:

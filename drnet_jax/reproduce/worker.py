@@ -2,7 +2,8 @@
 
     python -m drnet_jax.reproduce.worker < JOB
 
-The job is a line of JSON on stdin, {"kind": of WORK, "began": when, ...}. The process ends when
+The job is a line of JSON on stdin, {"kind": of WORK, "began": when, "cores": to use or null, ...}.
+The process ends when
 stdin does: whoever started it holds the other end, and once that one is killed nobody is left to
 write where the next one is going to.
 """
@@ -29,6 +30,8 @@ TICK = 1.0  # seconds between looks at stdin, and notes of the time that went by
 def main() -> int:
     """Does the job on stdin; returns the exit status, 2 after a UserError."""
     job = json.loads(sys.stdin.readline())
+    if job["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job["cores"])  # before XLA starts its threads
     try:
         WORK[job["kind"]](job)
     except UserError as error:
