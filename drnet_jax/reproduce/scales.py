@@ -46,7 +46,7 @@ SMALL = Scale(
         network: f"small.py:{network}" for network in ("resnet101", "mobilenetv2")
     },
     sizes={224: 64, 192: 55},
-    widths={"resnet50": 0.125, "resnet101": 0.125, "mobilenetv2": 0.5},
+    widths={"resnet50": 0.125, "resnet101": 0.1875, "mobilenetv2": 0.5},
     alpha=0.003366 / PAPER_BASE,
     eta=10.0,
     # As many epochs as both stages of a DRNet together.
