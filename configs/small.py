@@ -1,4 +1,4 @@
-"""The paper's experiments in small: stand-ins on drawn shapes, a minute or two a run on two cores.
+"""The paper's experiments in small: stand-ins on drawn shapes, minutes a run on one core.
 
 A stand-in for ResNet-50 by itself, for the others with `:resnet101` or `:mobilenetv2`. Variants
 (configs/variants.py) and keys as of configs/imagenet_resnet50.py. `drnet reproduce --scale small`

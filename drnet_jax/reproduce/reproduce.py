@@ -48,11 +48,10 @@ def reproduce(study: Study, display: Display, jobs: int) -> None:
                 running[number] = Process(order, study.folder, log, cores), cores
             if not running:
                 break
-            for number in _ended(study, items, running, display):
+            for number in _ended(items, running, display):
                 shares.append(running.pop(number)[1])
                 report.write_tables(study)
-                item = study.items()[number]
-                display.say(f"[{number + 1}/{len(items)}] {_found(study, item)}")
+                display.say(f"[{number + 1}/{len(items)}] {_found(items[number])}")
     finally:
         for process, _ in running.values():
             process.stop()
@@ -78,15 +77,16 @@ def _ready(items: Sequence[Item], running: Container[int]) -> list[int]:
 
 
 def _ended(
-    study: Study, items: Sequence[Item], running: Mapping[int, tuple[Process, Any]],
-    display: Display,
+    items: Sequence[Item], running: Mapping[int, tuple[Process, Any]], display: Display
 ) -> list[int]:
     """The jobs that end next; shows how all go until then."""
+    began = {number: process.began for number, (process, _) in running.items()}
+    took = report.took(items)
     while True:
         ended = [number for number, (process, _) in running.items() if process.ended()]
         if ended:
             return ended
-        display.show(_status(items, {n: process.began for n, (process, _) in running.items()}))
+        display.show(_status(items, began, took))
         time.sleep(POLL)
 
 
@@ -106,10 +106,15 @@ def write(study: Study, display: Display) -> None:
         display.say(missing or f"{name}: {study.folder / name}.png")
 
 
-def _status(items: Sequence[Item], began: Mapping[int, float]) -> str:
-    """How the jobs go that began at these times, and how long all will take."""
-    took, lines, left = report.took(items), [], 0.0
-    pace = estimate.pace(took)
+def _status(
+    items: Sequence[Item], began: Mapping[int, float], took: Sequence[tuple[float, float]]
+) -> str:
+    """How the jobs go that began at these times, and how long all will take.
+
+    Args:
+        took: of the jobs that are done, as of `estimate.pace`.
+    """
+    pace, lines, left = estimate.pace(took), [], 0.0
     for number, at in began.items():
         item, record = items[number], last_record(items[number].job.workdir)
         steps = item.work.steps
@@ -133,7 +138,7 @@ def _new(record: Mapping[str, Any] | None, began: float) -> bool:
     return record is not None and record["time"] > began
 
 
-def _found(study: Study, item: Item) -> str:
+def _found(item: Item) -> str:
     """What a job that is done has come to, in a line."""
     result = read(item.job.workdir)
     base = item.costs.classifier[0]

@@ -3,9 +3,8 @@
     python -m drnet_jax.reproduce.worker < JOB
 
 The job is a line of JSON on stdin, {"kind": of WORK, "began": when, "cores": to use or null, ...}.
-The process ends when
-stdin does: whoever started it holds the other end, and once that one is killed nobody is left to
-write where the next one is going to.
+The process ends when stdin does: whoever started it holds the other end, and once that one is
+killed nobody is left to write where the next one is going to.
 """
 
 import json
