@@ -22,7 +22,11 @@ def mobilenetv2(config: ConfigDict) -> None:
     config.resolutions = (64, 56, 48)
     config.predictor.name = "mobilenetv2_tiny"
     config.predictor.width = 0.25
-    # Steps of the rate, and a decay of norms, cost it ten points in so few epochs.
+    # Deep and narrow, it is slow to learn: with the keys of the others 38 % of the training images
+    # after 200 steps, with these 81 % after 400 of half as many images.
+    config.batch_size = config.bucket_multiple = 64
+    config.classifier.zero_init = True
+    config.optimizer.clip_norm = 4.0
     config.optimizer.decay_norms_and_biases = False
     for stage in (config.pretrain, config.finetune):
         stage.schedule = "cosine"

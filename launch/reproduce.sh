@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's tables and figures, on this host: the plan first, then every run, one after the other.
+# The paper's tables and figures, on this host: the plan first, then every run, at the small scale one on each core.
 #
 #   ./launch/reproduce.sh all --workdir runs/paper [--scale small|paper] [--data folder:DIR]
 #
