@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The paper's tables and figures, on this host: the plan first, then every run, at the small scale one on each core.
+# The paper's tables and figures, on this host: the plan first, then every run; at the small scale
+# one on each core.
 #
 #   ./launch/reproduce.sh all --workdir runs/paper [--scale small|paper] [--data folder:DIR]
 #
