@@ -99,7 +99,7 @@ def test_figure_1_shows_every_resolution_of_an_image(monkeypatch):
 def test_figure_4_shows_choices_and_both_confidences(monkeypatch):
     found = texts(monkeypatch, lambda: photographs.draw_choices("f.png", gallery(), "Title"))
     assert {"8 px (0.5x)\n50 % of the images", "12 px (0.75x)\n0 % of the images",
-            "16 px (1x)\n50 % of the images"} <= set(found)
+            "16 px (1x)\n50 % of the images", "it was chosen for no image"} <= set(found)
     assert found.count("predictor 70 %\nclass 50 %") == 6
 
 

@@ -188,7 +188,7 @@ def test_a_job_is_begun_when_what_it_begins_with_is_done(tmp_path, images):
     def ready(done, running):
         items_now = [dataclasses.replace(item, progress=jobs.Progress(done=name in done))
                      for name, item in zip(names, items, strict=True)]
-        found = reproduce._ready(items_now, [names.index(name) for name in running])
+        found = reproduce._ready(items_now, [names.index(name) for name in running], jobs=1)
         return [names[number] for number in found]
 
     first = ["resnet50-32px", "resnet50-stage1", "resnet50-shared-norm-stage1", "resnet50-24px"]
@@ -197,6 +197,24 @@ def test_a_job_is_begun_when_what_it_begins_with_is_done(tmp_path, images):
     assert ready(first[:2], first[2:3])[:2] == ["resnet50-eta0", "resnet50-eta0.2-alpha2.5"]
     assert "resnet50-shared-norm-eta0.2-alpha2.5" not in ready(first[:2], first[2:3])
     assert ready(names, []) == []
+
+
+def test_a_chain_that_would_be_left_over_at_the_end_is_begun_in_time(tmp_path, images):
+    items = study_of(tmp_path, images, "table1", "table4").items()
+    names = [item.job.run.name for item in items]
+
+    def first(**left):
+        items_now = [
+            dataclasses.replace(
+                item, progress=jobs.Progress(),
+                work=dataclasses.replace(item.work, left=left.get(item.job.run.name, 1.0)))
+            for item in items]
+        return names[reproduce._ready(items_now, [], jobs=2)[0]]
+
+    chain = {"resnet50-shared-norm-stage1": 20.0, "resnet50-shared-norm-eta0.2-alpha2.5": 9.0}
+    assert first() == names[0]
+    assert first(**chain) == "resnet50-shared-norm-stage1"  # twice 29 are more than all
+    assert first(**chain, **{names[0]: 28.0}) == names[0]
 
 
 def test_how_far_a_job_has_come(done):

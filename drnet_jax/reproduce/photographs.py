@@ -174,6 +174,11 @@ def draw_choices(path: Path, shown: Gallery, title: str) -> None:
             axis.set(xticks=[], yticks=[], frame_on=False)
             if row is not None:
                 _choice(axis, shown, row, option, confidence[row])
+        if not rows:
+            line[ROW // 2].text(
+                0.5, 0.5, "it was chosen for no image", transform=line[ROW // 2].transAxes,
+                ha="center", va="center", fontsize=9.5, color=TEXT,
+            )
         share, relative = 100 * (choice == option).mean(), sizes[option] / sizes[0]
         line[0].set_ylabel(
             f"{sizes[option]} px ({relative:.3g}x)\n{share:.0f} % of the images", fontsize=9.5,

@@ -109,7 +109,8 @@ def _made(study: Study, job: Job) -> tables.Made:
 def hardware(environment: Mapping[str, Any]) -> str:
     """What a run was made on, in a few words."""
     if environment["device"] == "cpu":
-        device = f"{environment['cores']} cores of {environment['processor'] or 'a CPU'}"
+        cores = f"{environment['cores']} core{'s' * (environment['cores'] != 1)}"
+        device = f"{cores} of {environment['processor'] or 'a CPU'}"
     else:
         device = f"{environment['devices']} x {environment['device']}"
     return f"{device}, jax {environment['jax']}"

@@ -42,7 +42,7 @@ def reproduce(study: Study, display: Display, jobs: int) -> None:
     try:
         while True:
             items = study.items()
-            for number in _ready(items, running)[: len(shares)]:
+            for number in _ready(items, running, jobs)[: len(shares)]:
                 order, log = run_order(items[number].job), items[number].job.workdir / LOG
                 cores = shares.pop()
                 running[number] = Process(order, study.folder, log, cores), cores
@@ -66,14 +66,30 @@ def reproduce(study: Study, display: Display, jobs: int) -> None:
     write(study, display)
 
 
-def _ready(items: Sequence[Item], running: Container[int]) -> list[int]:
-    """The jobs that can be begun: what they begin with is done."""
+def _ready(items: Sequence[Item], running: Container[int], jobs: int) -> list[int]:
+    """The jobs that can be begun, as what they begin with is done, in the order of the plan.
+
+    But one comes first with which it is high time: alone at the end, it and those that begin with
+    it would take longer than all the rest.
+    """
     done = {item.job.run.name for item in items if item.progress.done}
-    return [
+    ready = [
         number for number, item in enumerate(items)
         if not item.progress.done and number not in running
         and item.job.run.origin in ("", *done)
     ]
+
+    def chain(number: int) -> float:
+        """Seconds of a job and, after it, the longest of those that begin with it."""
+        name, own = items[number].job.run.name, items[number].work.left
+        after = [item.work.left for item in items if item.job.run.origin == name]
+        return own + max(after, default=0.0)
+
+    first = max(ready, key=chain, default=None)
+    if first is not None and jobs * chain(first) >= sum(item.work.left for item in items):
+        ready.remove(first)
+        ready.insert(0, first)
+    return ready
 
 
 def _ended(
