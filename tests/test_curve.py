@@ -187,8 +187,19 @@ def test_files_hold_the_same_numbers(which, request, tmp_path):
         gain = point["gains"]["best_policy"]
         assert [gain["value"], *gain["interval"]] == [
             float(row[f"gain_best_policy{end}"]) for end in ("", "_low", "_high")]
-    curve.draw(swept, tmp_path / "curve.png")
+    curve.draw(swept, tmp_path / "curve.png", routed=True)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_routing_by_a_predictor_that_is_not_trained_is_not_drawn(swept, monkeypatch, routed):
+    found = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, dpi: found.extend(
+            text.get_text() for text in figure.axes[0].get_legend().get_texts()))
+    curve.draw(swept, "curve.png", routed)
+    assert "best cascade" in found and "oracle" in found
+    assert any("routed" in label for label in found) == routed
 
 
 def test_the_table_shows_the_round_shares(swept):

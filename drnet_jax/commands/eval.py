@@ -116,7 +116,7 @@ def write(
         )
         curve.write(swept, folder)
         print("\n" + curve.text_of(swept))
-        pictures["curve.png"] = lambda path: curve.draw(swept, path)
+        pictures["curve.png"] = lambda path: curve.draw(swept, path, model.predictor_trained)
     for name, draw in pictures.items():
         try:
             draw(folder / name)

@@ -215,8 +215,8 @@ def text_of(swept: dict[str, Any]) -> str:
     return text + (f"\nwarning: {swept['missed']}" if "missed" in swept else "")
 
 
-def draw(swept: dict[str, Any], path: Path) -> None:
-    """Draws curve.png."""
+def draw(swept: dict[str, Any], path: Path, routed: bool) -> None:
+    """Draws curve.png; `routed`: with routing, of a predictor that is trained."""
     fixed, points = swept["fixed"], swept["points"]
     base = fixed[str(swept["resolutions"][0])]["multiply_adds"]
     unit, prefix = (1e9, "G") if base >= 1e9 else (1e6, "M")
@@ -230,9 +230,10 @@ def draw(swept: dict[str, Any], path: Path) -> None:
             [100 * each["top1"] for each in known], style, label=label, **how,
         )
 
-    line("routed", "-", "routed, predictor included")
-    line("best_cascade", "-", "best cascade")
-    line("foresight", ":", "routed with foresight of the base's opinion", color="tab:grey")
+    if routed:
+        line("routed", "-", "routed, predictor included")
+        line("foresight", ":", "routed with foresight of the base's opinion", color="tab:grey")
+    line("best_cascade", "-", "best cascade", color="tab:orange")
     line("random_best_mix", "k--", "best random mix of the options", linewidth=1)
     for name, each in fixed.items():
         at = each["multiply_adds"] / unit, 100 * each["top1"]
