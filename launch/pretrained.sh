@@ -33,7 +33,7 @@ drnet() {
 
 "$root/launch/setup.sh"
 images=$(find -L "$data/train" -type f | wc -l)
-say "$images images to learn from: about $((images * 44 / 9469 / $(getconf _NPROCESSORS_ONLN) + 6))" \
+say "$images images to learn from: about $((images * 38 / 9469 / $(getconf _NPROCESSORS_ONLN) + 6))" \
   "minutes on the $(getconf _NPROCESSORS_ONLN) cores of this machine, if they are like those that this was measured on"
 
 say "1 of 5: the network, as published"
