@@ -1,0 +1,1 @@
+"""Graphs: networks in the languages of other runtimes."""
