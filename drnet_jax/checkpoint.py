@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
+from drnet_jax import dial
 from drnet_jax.config import Config
 from drnet_jax.config_check import parse
-from drnet_jax.data import transforms
 from drnet_jax.devices import replicated
+from drnet_jax.dial import Dials
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 
@@ -54,9 +55,9 @@ class Meta:
     metrics: dict[str, Any]  # of the validation at this step; {} where there was none
     bucket_sizes: dict[str, dict[str, int]]  # steps until each is in use (see `train.sizes`)
     progress: Progress
-    preprocessing: dict[str, Any]  # that the networks expect, see `preprocessing`
-    # [multiply-adds, price] of several budgets, where a validation routed at this step.
-    prices: list[list[float]] = dataclasses.field(default_factory=list)
+    preprocessing: dict[str, Any]  # that the networks expect, see `transforms.preprocessing`
+    # What a validation at this step found.
+    dials: Dials = dataclasses.field(default_factory=dict)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ class Meta:
         return dataclasses.asdict(self) | {
             "config": json.loads(self.config.to_json()),
             "classes": list(self.classes), "resolutions": list(self.resolutions),
+            "dials": dial.to_json(self.dials),
         }
 
     @classmethod
@@ -76,21 +78,12 @@ class Meta:
             return cls(**values | {
                 "config": parse(values["config"]), "classes": tuple(values["classes"]),
                 "progress": Progress(**values["progress"]),
+                "dials": dial.from_json(values["dials"]),
             })
         except (KeyError, TypeError, UserError) as error:
             raise UserError(
                 f"{where}: expected a checkpoint of this version of drnet_jax ({error})"
             ) from error
-
-
-def preprocessing(config: Config) -> dict[str, Any]:
-    """How an image becomes an input: squashed to "resize" pixels, cropped to "crop", normalised."""
-    base, expected = config.resolutions[0], config.preprocessing
-    return {
-        "resize": transforms.square_for(base, expected.val_crop).side, "crop": base,
-        "interpolation": expected.interpolation,
-        "mean": list(expected.mean), "deviation": list(expected.deviation),
-    }
 
 
 class Checkpoints:
@@ -186,12 +179,12 @@ class Checkpoints:
         restored = self._restore(step, meta=ocp.args.JsonRestore())
         return Meta.from_json(restored["meta"], str(self.directory / str(step)))
 
-    def priced(self, step: int) -> Meta | None:
-        """The newest up to a step, of its stage, that found prices for scores of its objective."""
+    def validated(self, step: int) -> Meta | None:
+        """The newest up to a step, of its stage, that has dials for scores of its objective."""
         here = self.meta(step)
         wanted = here.stage, here.config.router.objective
         for meta in map(self.meta, reversed([each for each in self.steps() if each <= step])):
-            if meta.prices and (meta.stage, meta.config.router.objective) == wanted:
+            if meta.dials and (meta.stage, meta.config.router.objective) == wanted:
                 return meta
         return None
 
@@ -292,7 +285,7 @@ def open_existing(workdir: str) -> Checkpoints:
 
 def _rank(meta: Meta) -> float:
     """Orders checkpoints by accuracy: a routed one outranks any of a stage that does not route."""
-    return 1 + bool(meta.prices) + meta.metrics["top1"] if meta.metrics else 0.0
+    return 1 + ("router" in meta.dials) + meta.metrics["top1"] if meta.metrics else 0.0
 
 
 def _on(mesh: Mesh, tree: Tree) -> Tree:

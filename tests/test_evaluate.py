@@ -75,8 +75,11 @@ class TableEngine:
         numbers = images[:, 0, 0, 0].astype(int)
         return np.pad(numbers, (0, self.batch_size - len(numbers)), constant_values=-1)
 
-    def empty(self):
-        return np.full(self.batch_size, -1)
+    def empty(self, size=batch_size):
+        return np.full(size, -1)
+
+    def cut(self, batch, images):
+        return batch
 
     def append(self, queue, batch, slots):
         queue = queue.copy()
@@ -89,7 +92,7 @@ class TableEngine:
 
     def choose(self, batch, price):
         scores, own = self.predict(batch)
-        return routing.choose_at(scores, self.costs.charged, price), own
+        return routing.choose_at(scores, self.costs.charged, price), scores, own
 
     def classify(self, index, batch):
         self.classified += [(number, index) for number in batch.tolist() if number >= 0]
@@ -207,7 +210,7 @@ class Looking(TableEngine):
     def upload(self, images):
         return np.pad(images, ((0, self.batch_size - len(images)), *[(0, 0)] * 3))
 
-    def empty(self):
+    def empty(self, size):
         return self.upload(np.zeros((0, 2, 3, 3), np.uint8))
 
     def classify(self, index, batch):

@@ -358,26 +358,59 @@ def test_a_budget_is_missed_by_more_than_two_percent(budget, cost, told):
     assert told in policies.missed(budget, cost)
 
 
-def test_prices_rise_with_the_costs_that_they_lead_to():
-    scores = np.random.default_rng(0).random((400, 3)).astype(np.float32)
-    found = np.array(policies.prices(scores, COSTS))
-    assert (np.diff(found[:, 0]) > 0).all() and (np.diff(found[:, 1]) < 0).all()
-    assert found[0, 0] == 25 and found[-1, 0] == 105
-    # Between two of them a price in between costs what was asked for, nearly.
-    for budget in (31.0, 47.0, 62.0, 88.0):
-        choice = routing.choose_at(scores, COSTS.charged, float(np.interp(budget, *found.T)))
-        assert CLASSIFIER[choice].mean() + 5 == pytest.approx(budget, rel=0.02)
+def random_table(costs, count=400):
+    random, options = np.random.default_rng(0), len(costs.options)
+    return table_of(
+        random.random((count, options)).astype(np.float32),
+        random.integers(0, 2, (count, options)), random.random((count, options)))
 
 
-def test_prices_reach_down_to_the_predictor_alone():
-    scores = np.random.default_rng(0).random((400, 4)).astype(np.float32)
-    found = np.array(policies.prices(scores, ANSWERING))
-    assert (np.diff(found[:, 0]) > 0).all() and (np.diff(found[:, 1]) < 0).all()
-    assert found[0, 0] == 5 and found[-1, 0] == 105
-    for budget in (11.0, 31.0, 62.0, 88.0):
-        price = float(np.interp(budget, *found.T))
-        choice = routing.choose_at(scores, ANSWERING.charged, price)
-        assert ANSWERING.routed[choice].mean() == pytest.approx(budget, rel=0.02)
+@pytest.mark.parametrize(("costs", "least", "between"), [
+    (COSTS, 25, (31.0, 47.0, 62.0, 88.0)),
+    (ANSWERING, 5, (11.0, 31.0, 62.0, 88.0)),  # down to the predictor alone
+], ids=["chooses", "answers"])
+def test_a_routers_dial_reaches_from_the_cheapest_option_to_the_dearest(costs, least, between):
+    table, each = random_table(costs), (*costs.classifier, costs.predictor)
+    dial = policies.router_dial(table, costs, budget=40.0)
+    found = [setting.cost(each) for setting in dial.settings]
+    prices = [setting.policy for setting in dial.settings]
+    assert (np.diff(found) > 0).all() and (np.diff(prices) < 0).all()
+    assert (found[0], found[-1]) == pytest.approx((least, 105))
+    # The budget of the run is met to an image, others nearly.
+    assert any(cost == pytest.approx(40, abs=0.25) for cost in found)
+    for budget in between:
+        price = dial.at_cost(budget, each, "", str)
+        outcome = policies.routed(table, costs, price)
+        assert outcome.mean_cost() == pytest.approx(budget, rel=0.02)
+    for setting in dial.settings:
+        outcome = policies.routed(table, costs, setting.policy)
+        assert setting.top1 == outcome.top(1)
+        assert setting.cost(each) == pytest.approx(outcome.mean_cost())
+
+
+def test_a_cascades_dial_is_of_those_that_are_right_most_often():
+    table, each = random_table(ANSWERING), (*ANSWERING.classifier, ANSWERING.predictor)
+    dial = policies.cascade_dial(table, ANSWERING, "margin")
+    found = [setting.cost(each) for setting in dial.settings]
+    assert (np.diff(found) > 0).all() and found[0] == 5
+    for setting in dial.settings:
+        outcome = policies.cascaded(table, ANSWERING, setting.policy)
+        assert setting.top1 == outcome.top(1)
+        assert setting.cost(each) == pytest.approx(outcome.mean_cost())
+    # At a budget of the dial's no other cascade is right more often.
+    budget = dial.settings[-1].cost(each)
+    for other in policies.cascades(ANSWERING, "margin"):
+        other = policies.with_threshold(other, table, ANSWERING, budget)
+        assert policies.cascaded(table, ANSWERING, other).top(1) <= max(
+            setting.top1 for setting in dial.settings)
+
+
+def test_dials_are_of_what_is_known():
+    table = random_table(ANSWERING)
+    assert policies.dials(table, ANSWERING, 0, "margin").keys() == {"router", "cascade"}
+    assert policies.dials(table, ANSWERING, None, "margin").keys() == {"cascade"}
+    single = Costs((16,), (100,), 5, Parameters(0, 0, 0))
+    assert policies.dials(table, single, 0, "margin") == {}
 
 
 def test_the_share_of_labels_among_the_best_by_hand():

@@ -1,19 +1,23 @@
 """Files: what an evaluation leaves image by image and class by class."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drnet_jax import dial
 from drnet_jax.cost import Costs
 from drnet_jax.data.sources import Source
+from drnet_jax.dial import Dial, Dials
 from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation.policies import Outcome
 from drnet_jax.evaluation.table import Table
 from drnet_jax.formatting import by_option
 
+DIALS = "dial.json"
 COLUMNS = (
     "filename", "label", "prediction", "prob", "network", "resolution", "multiply_adds",
 )
@@ -52,6 +56,26 @@ def write_confusion(path: Path, table: Table, routed: Outcome, classes: Sequence
         writer = csv.writer(file)
         writer.writerow(("", *classes))
         writer.writerows((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))
+
+
+def write_dials(
+    path: Path, dials: Dials, checkpoint: int, classes: Sequence[str]
+) -> None:
+    """Writes dial.json: settings of a checkpoint, among these classes, and what they cost."""
+    path.write_text(json.dumps({
+        "checkpoint": checkpoint, "classes": list(classes),
+        "dials": dial.to_json(dials),
+    }) + "\n")
+
+
+def read_dials(path: Path, checkpoint: int, classes: Sequence[str]) -> dict[str, Dial]:
+    """What `write_dials` wrote of this checkpoint among these classes; {} if that is not there."""
+    if not path.exists():
+        return {}
+    values = json.loads(path.read_text())
+    if (values["checkpoint"], values["classes"]) != (checkpoint, list(classes)):
+        return {}
+    return dial.from_json(values["dials"])
 
 
 def by_class(

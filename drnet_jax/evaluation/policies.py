@@ -12,6 +12,7 @@ import numpy as np
 
 from drnet_jax import routing
 from drnet_jax.cost import Costs
+from drnet_jax.dial import Dial, Policy, Setting
 from drnet_jax.evaluation.table import Table
 from drnet_jax.formatting import short
 from drnet_jax.routing import Cascade
@@ -57,17 +58,57 @@ def price_for(scores: np.ndarray, costs: Costs, budget: float) -> float:
     return routing.find_price(scores, costs.charged, budget - costs.predictor)
 
 
-def prices(scores: np.ndarray, costs: Costs, points: int = 33) -> list[list[float]]:
-    """Mean multiply-adds of routing, the predictor included, over its price: [points, 2].
+def dials(table: Table, costs: Costs, budget: float | None, rule: str) -> dict[str, Dial]:
+    """Of images what their table tells of routing and of cascades; {} with a single option.
 
-    Rising in cost, for budgets evenly from the cheapest option to the dearest.
+    Args:
+        budget: that routing is meant to cost, 0 for none; None if the predictor is not trained.
+        rule: of the cascades.
     """
+    if len(costs.options) == 1:
+        return {}
+    found = {} if budget is None else {"router": router_dial(table, costs, budget)}
+    return found | {"cascade": cascade_dial(table, costs, rule)}
+
+
+def router_dial(table: Table, costs: Costs, budget: float = 0, points: int = 33) -> Dial:
+    """Routing at budgets evenly from the cheapest option to the dearest, and at `budget`."""
     charged, found = costs.charged, {}
-    for budget in np.linspace(charged.min(), charged.max(), points):
+    for each in np.linspace(charged.min(), charged.max(), points):
         # A hair more, as means are rounded: else the dearest mix of all is never reached.
-        price = routing.find_price(scores, charged, float(budget) * (1 + 1e-6))
-        found[float(costs.routed[routing.choose_at(scores, charged, price)].mean())] = price
-    return [[cost, found[cost]] for cost in sorted(found)]
+        price = routing.find_price(table.scores, charged, float(each) * (1 + 1e-6))
+        found[routed(table, costs, price).mean_cost()] = price
+    if budget and costs.can_cost(budget):
+        price = price_for(table.scores, costs, budget)
+        found[routed(table, costs, price).mean_cost()] = price
+    return Dial(tuple(_routed_setting(table, costs, found[cost]) for cost in sorted(found)))
+
+
+def _routed_setting(table: Table, costs: Costs, price: float) -> Setting:
+    outcome = routed(table, costs, price)
+    mix = outcome.mix(len(costs.options))[: len(costs.resolutions)]
+    return Setting(price, (*mix.tolist(), 1.0), outcome.top(1))
+
+
+def cascade_dial(table: Table, costs: Costs, rule: str, points: int = 33) -> Dial:
+    """At budgets evenly from the cheapest option to the dearest, the cascade that is right most
+    often; for that, labels are looked at.
+    """
+    everyone, found = cascades(costs, rule), {}
+    for budget in np.linspace(costs.passes.min(), costs.passes.max(), points):
+        fitting = [with_threshold(each, table, costs, budget) for each in everyone]
+        outcomes = [(each, cascaded(table, costs, each)) for each in fitting if each]
+        cascade, outcome = max(outcomes, key=lambda pair: pair[1].top(1))
+        found[outcome.mean_cost()] = _cascade_setting(table, costs, cascade, outcome)
+    return Dial(tuple(found[cost] for cost in sorted(found)))
+
+
+def _cascade_setting(table: Table, costs: Costs, cascade: Cascade, outcome: Outcome) -> Setting:
+    runs, left = np.zeros(len(costs.resolutions) + 1), 1.0
+    for option in cascade.options:
+        runs[option] = left  # the predictor as an option comes after all resolutions
+        left -= float(np.mean(outcome.choice == option))
+    return Setting(cascade, tuple(runs.tolist()), outcome.top(1))
 
 
 def missed(budget: float, cost: float) -> str:
@@ -101,6 +142,13 @@ def routed(table: Table, costs: Costs, price: float) -> Outcome:
     """Each image where the predictor sends it at a price."""
     choice = routing.choose_at(table.scores, costs.charged, price)
     return at_choice("routed", table, choice, costs.routed)
+
+
+def outcome(table: Table, costs: Costs, policy: Policy) -> Outcome:
+    """Each image by a policy."""
+    if isinstance(policy, Cascade):
+        return cascaded(table, costs, policy)
+    return routed(table, costs, policy)
 
 
 def oracle(table: Table, costs: Costs) -> Outcome:

@@ -49,9 +49,12 @@ def run(answers: Iterator[Answers]) -> PolicyRun:
     )
 
 
-def given(engine: Engine, batches: Batches, choice: np.ndarray) -> Iterator[Answers]:
-    """Each image by the option that a table, int [images of the data set], gives it."""
-    queues = Queues(engine)
+def given(
+    engine: Engine, batches: Batches, choice: np.ndarray, capacity: int | None = None
+) -> Iterator[Answers]:
+    """Each image by the option that a table, int [images of the data set], gives it; `capacity` as
+    of `Queues`."""
+    queues = Queues(engine, capacity=capacity)
     for images, index in batches:
         yield from queues.put(engine.upload(images), choice[index], index)
     yield from queues.drain()

@@ -18,6 +18,7 @@ from drnet_jax.data.loader import Batch, eval_batches
 from drnet_jax.data.sources import Source
 from drnet_jax.data.transforms import Square
 from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.graph_engine import GraphEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,9 @@ def rows(
     }
 
 
-def host_batches(engine: Engine, source: Source, data: Data, square: Square) -> Iterator[Batch]:
+def host_batches(
+    engine: Engine | GraphEngine, source: Source, data: Data, square: Square
+) -> Iterator[Batch]:
     """This host's share of a data set, each image once, in batches of the engine's size.
 
     `square` is what images are squashed to before the base size is cropped.
@@ -90,7 +93,7 @@ def host_batches(engine: Engine, source: Source, data: Data, square: Square) -> 
     )
 
 
-def tabulate(engine: Engine, batches: Iterable[Batch]) -> Table:
+def tabulate(engine: Engine | GraphEngine, batches: Iterable[Batch]) -> Table:
     """Every image by every option: this host's share of them run here, and all gathered."""
     found, running = [], None
     # One batch behind, so that the devices work while the host reads answers and decodes.
@@ -106,7 +109,9 @@ def tabulate(engine: Engine, batches: Iterable[Batch]) -> Table:
     return Table(**from_all_hosts(columns))
 
 
-def _everything(engine: Engine, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+def _everything(
+    engine: Engine | GraphEngine, images: jax.Array | np.ndarray
+) -> tuple[jax.Array, list[jax.Array]]:
     """Scores [B, O], and log-probabilities [B, C] of each option; not waited for."""
     scores, own = engine.predict(images)
     log_p = [engine.classify(index, images) for index in range(len(engine.drnet.resolutions))]

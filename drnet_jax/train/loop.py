@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from drnet_jax.checkpoint import Meta, Progress, preprocessing
+from drnet_jax.checkpoint import Meta, Progress
 from drnet_jax.config import STAGES, Config
 from drnet_jax.data.loader import train_batches
+from drnet_jax.data.transforms import preprocessing
 from drnet_jax.devices import put_batch, replicated
 from drnet_jax.drnet import Tree
 from drnet_jax.train.base_step import Step
@@ -213,6 +214,6 @@ def _save(
             images=len(run.source), fingerprint=run.source.fingerprint, ahead=span.ahead,
         ),
         preprocessing=preprocessing(run.config),
-        prices=run.validation.prices if metrics else [],
+        dials=run.validation.dials if metrics else {},
     ))
     run.telemetry.flush()

@@ -10,6 +10,7 @@ from drnet_jax.cost import Costs
 from drnet_jax.data.sources import Source
 from drnet_jax.data.transforms import square_for
 from drnet_jax.devices import Compilation
+from drnet_jax.dial import Dials
 from drnet_jax.drnet import DRNet
 from drnet_jax.evaluation import intervals, policies
 from drnet_jax.evaluation.table import host_batches, tabulate
@@ -30,7 +31,7 @@ class Validation:
         """`announce` is told of every program that is compiled."""
         self._config, self._costs, self._source = config, costs, source
         self._engine = Engine(drnet, costs, config.evaluation.batch_size, announce)
-        self.prices: list[list[float]] = []  # found last, see `policies.prices`
+        self.dials: Dials = {}  # found last, see `policies.dials`
 
     def __call__(self, stage: str, state: TrainState) -> dict[str, Any]:
         """What metrics.jsonl records, and checkpoints keep; "top1" ranks these."""
@@ -42,15 +43,16 @@ class Validation:
         ))
         fixed = table.right.mean(axis=0)
         found = {"top1_by_option": by_option(costs.options, fixed)}
-        if stage == STAGES[0] and not costs.classifies:
-            self.prices = []
+        budget, trained = self._config.budget * GIGA, stage == STAGES[1] or costs.classifies
+        self.dials = policies.dials(
+            table, costs, budget if trained else None, self._config.evaluation.rule
+        )
+        if not trained:
             return {"top1": float(np.mean(fixed))} | found
         if len(costs.resolutions) > 1:
             found["foretold"] = intervals.foretold(table, costs)
-        budget = self._config.budget * GIGA
         price = policies.price_for(table.scores, costs, budget)
         routed = policies.routed(table, costs, price)
-        self.prices = policies.prices(table.scores, costs)
         missed = policies.missed(budget, routed.mean_cost())
         return {
             "top1": routed.top(1),
