@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import platform
 import re
 import sys
 import threading
@@ -26,13 +25,6 @@ from drnet_jax.errors import UserError, first_line
 from drnet_jax.ops import traced_for_mesh
 
 AXIS = "data"
-# What changes the speed of a run without being in its config.
-VARIABLES = (
-    "XLA_FLAGS", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_ARENA_MAX", "LD_PRELOAD", "OMP_NUM_THREADS",
-)
-
-
 HOSTS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -286,15 +278,3 @@ def own_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Versions, devices, cores and variables, for the record of a measurement."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "device": mesh.devices.flat[0].device_kind,
-        "devices": mesh.size,
-        "cores": cores(),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-    }

@@ -16,12 +16,16 @@ from PIL import Image
 
 import drnet_jax
 from drnet_jax import api, checkpoint
-from drnet_jax.commands import predict
 from drnet_jax.data.folder import FolderSource
 from drnet_jax.devices import data_mesh, replicated
+from drnet_jax.dial import Dial, Setting
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.evaluation.report import text_report
+from drnet_jax.inference import inputs, records
+from drnet_jax.inference.predict import Named
+from drnet_jax.opening import Opened
+from drnet_jax.routing import Cascade
 from drnet_jax.train.loop import train
 from tests import runs
 from tests.tiny import random_variables
@@ -29,7 +33,7 @@ from tests.tiny import random_variables
 
 @pytest.fixture(scope="module")
 def model(evaluated):
-    return drnet_jax.load(evaluated)
+    return drnet_jax.load(evaluated, runtime="jax")
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +97,29 @@ def test_images_that_the_predictor_answers(evaluated, tmp_path, capsys):
         assert runs.call(
             "predict", *where, f"--format={form}", *(row["filename"] for row in rows)) == 0
         out = capsys.readouterr().out.splitlines()
-        records = [json.loads(line) for line in out] if form == "json" else csv.DictReader(out)
-        for record, answer in zip(records, answers, strict=True):
-            expected = dataclasses.asdict(answer)
-            assert float(record.pop("probability")) == pytest.approx(answer.probability, rel=2e-4)
-            assert {name: str(value) for name, value in record.items() if value != ""} == {
-                name: str(value) for name, value in expected.items()
-                if value is not None and name != "probability"}
+        found = [json.loads(line) for line in out] if form == "json" else csv.DictReader(out)
+        for record, answer in zip(found, answers, strict=True):
+            for name in records.SAME:
+                value = getattr(answer, name)
+                expected = pytest.approx(value, rel=2e-4) if name == "probability" else value
+                assert type(value)(record[name]) == expected
+            options = record["options"] if form == "json" else {
+                name.removeprefix("option_"): value for name, value in record.items()
+                if name.startswith("option_")}
+            assert list(options) == ["32", "24", "16", "predictor"]
+            assert list(map(float, options.values())) == pytest.approx(
+                list(answer.options.values()), rel=2e-4, abs=1e-6)
 
 
 def test_files_bytes_and_arrays_of_any_size_come_out_in_order(model, rows):
     path = rows[0]["filename"]
     encoded, image = Path(path).read_bytes(), cv2.imread(path, cv2.IMREAD_COLOR_RGB)
     wide = cv2.resize(image, (300, 20))
-    answers = list(model.predict([path, wide, encoded, image, *[image] * 40]))
-    assert [answer.image for answer in answers] == [path, *range(1, 44)]
+    named, picture = Named("one", encoded), Image.open(path)
+    answers = list(model.predict([path, wide, encoded, image, named, picture, *[image] * 40]))
+    assert [answer.image for answer in answers] == [path, 1, 2, 3, "one", *range(5, 46)]
     same = [dataclasses.replace(answer, image=0) for answer in answers]
-    assert same[0] == same[2] == same[3] == same[-1]
+    assert same[0] == same[2] == same[3] == same[4] == same[5] == same[-1]
 
 
 def test_answers_come_before_the_images_end(model, rows):
@@ -125,7 +135,7 @@ def test_answers_come_before_the_images_end(model, rows):
     answers = model.predict(endless())
     first = [next(answers) for _ in range(3)]
     assert [answer.image for answer in first] == [rows[at]["filename"] for at in (1, 2, 3)]
-    assert seen < 20 * model.engine.batch_size
+    assert seen < 20 * model.predicting.batch_size
     answers.close()
 
 
@@ -140,7 +150,7 @@ def test_a_budget_moves_images(model, rows):
     spent = np.mean([answer.multiply_adds for answer in model.predict(paths, budget=0)])
     assert spent == model.evaluate(budget=0)["budget"]["multiply_adds"]
     assert spent > low
-    with pytest.raises(UserError, match=r"expected 1\.\d+e-05 \(the predictor\) .* received 1"):
+    with pytest.raises(UserError, match=r"expected 1\.\d+e-05 G to \S+ G, received 1 G"):
         model.predict(paths, budget=1e9)
 
 
@@ -164,7 +174,7 @@ def test_what_is_one_image_or_none_is_refused(model, rows):
         with pytest.raises(UserError, match=r"expected an iterable of images, received .* a list"):
             model.predict(one)
     answers = list(model.predict([picture, 3, None, path], skip_errors=True))
-    assert [answer.label is None for answer in answers] == [True, True, True, False]
+    assert [answer.label is None for answer in answers] == [False, True, True, False]
     assert answers[1].error.endswith("uint8 [H, W, 3], received int")
 
 
@@ -172,19 +182,43 @@ def test_few_images_are_no_batch_of_the_configured_size(evaluated, model, rows):
     config = dataclasses.replace(
         model.config, evaluation=dataclasses.replace(model.config.evaluation, batch_size=16)
     )
-    large = drnet_jax.load(evaluated, config=config)
+    large = drnet_jax.load(evaluated, config=config, runtime="jax")
     paths = [row["filename"] for row in rows]
-    few = list(large.predict(paths[:8]))
-    assert few == list(model.predict(paths[:8])) and "engine" not in vars(large)
+    few = list(large.predict(paths[:3]))
+    assert few == list(model.predict(paths[:3]))
+    engine = large.predicting
+    assert (engine.sizes, engine.mesh.size) == ((8, 16), 8)  # of devices
+    assert all(program.name.endswith("x8") for program in engine.programs.compiled)
     next(large.predict(paths[:9]))
-    assert large.engine.batch_size == 16
+    assert "choose x16" in {program.name for program in engine.programs.compiled}
 
 
 def checkpoint_of(model, **changes):
     return dataclasses.replace(model.meta, config=dataclasses.replace(model.meta.config, **changes))
 
 
-def test_prices_of_an_earlier_validation_are_for_its_objective_and_budget(
+def test_a_budget_is_held_on_the_images_at_hand(model, rows):
+    """Many of one image, which no dial foretells, among others."""
+    cheapest, dearest = model.costs.routed.min(), model.costs.routed.max()
+    wanted = (cheapest + dearest) / 2
+    paths = [row["filename"] for row in rows]
+    many = ([paths[0]] * 8 + paths) * 50
+    answers = model.like(8).predict(many, budget=wanted, hold=True)
+    spent = [answer.multiply_adds for answer in answers]
+    assert len(spent) == len(many)
+    assert np.mean(spent) == pytest.approx(wanted, rel=0.03)
+
+
+def test_what_cannot_be_held(model):
+    with pytest.raises(UserError, match=r"hold: expected a budget .*, received no budget"):
+        model.predict([], budget=0, hold=True)
+    with pytest.raises(UserError, match=r"hold: .*, received a cascade"):
+        model.predict([], budget=3e4, policy="cascade", hold=True)
+    with pytest.raises(UserError, match=r"hold: .*, received milliseconds"):
+        model.holding("5ms", 0.0)
+
+
+def test_dials_of_an_earlier_validation_are_for_its_objective(
     evaluated, model, monkeypatch
 ):
     """As after a change of config in the middle of stage 2, until its first validation."""
@@ -193,38 +227,37 @@ def test_prices_of_an_earlier_validation_are_for_its_objective_and_budget(
     least, most = model.costs.routed.min(), model.costs.routed.max()
 
     def load(**changes):
-        later = dataclasses.replace(checkpoint_of(model, **changes), metrics={}, prices=[])
+        later = dataclasses.replace(checkpoint_of(model, **changes), metrics={}, dials={})
         read = checkpoint.Checkpoints.meta
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint.Checkpoints, "steps", lambda self: [18, last, last + 1])
             patch.setattr(checkpoint.Checkpoints, "meta", lambda self, step: (
                 later if step > last else read(self, step)))
             checkpoints = checkpoint.Checkpoints(str(evaluated))
-            priced = checkpoints.priced(last + 1)
+            validated = checkpoints.validated(last + 1)
             checkpoints.close()
-        return api.Model(later, later.config, model._variables, priced)
+        dials = validated.dials if validated else {}
+        return api.Model(later, later.config, model.variables, dials)
 
-    assert load().price == model.price
-    prices = dict(model.meta.prices)
-    at = [load(budget=budget / 1e9).price for budget in (least, (least + most) / 2, most)]
-    assert at == pytest.approx([
-        np.interp(budget, list(prices), list(prices.values()))
-        for budget in (least, (least + most) / 2, most)]) and at[0] > at[1] > at[2]
+    assert load().policy() == model.policy()
+    at = [load(budget=budget / 1e9).policy() for budget in (least, (least + most) / 2, most)]
+    assert at[0] > at[1] > at[2]
     other = load(router=router)
-    assert other.price is None
-    with pytest.raises(UserError, match="no price of a budget is known"):
+    with pytest.raises(UserError, match=r"nobody knows what a router costs; drnet eval finds out"):
         other.predict([])
     other.predict([], budget=0)
 
 
-def test_among_some_classes_a_predictor_that_classifies_has_no_price(
+def test_among_some_classes_a_predictor_that_classifies_has_no_dial(
     evaluated, rows, tmp_path, capsys
 ):
     """It is surer of fewer classes, so that prices that were found among all do not hold."""
-    part = drnet_jax.load(evaluated, classes=("class2", "class0"))
+    shutil.copytree(evaluated, tmp_path / "run")
+    workdir, some = tmp_path / "run", ("class2", "class0")
+    part = drnet_jax.load(workdir, classes=some)
     paths = [row["filename"] for row in rows]
-    assert part.price is None and part.costs.classifies
-    with pytest.raises(UserError, match=r"was validated among all 3 classes\Z"):
+    assert part.dials == {} and part.costs.classifies
+    with pytest.raises(UserError, match=r"validated among these 2 of its 3 classes, received"):
         part.predict(paths)
     assert {answer.label for answer in part.predict(paths, budget=0)} == {"class0", "class2"}
     # An evaluation finds its own; images of the other class are left out.
@@ -236,20 +269,28 @@ def test_among_some_classes_a_predictor_that_classifies_has_no_price(
                                "class1"]
 
     (tmp_path / "classes.txt").write_text("class2\n\nclass0\n")
-    command = "predict", "--workdir", str(evaluated), "--classes", str(tmp_path / "classes.txt")
-    assert runs.call(*command, "--budget=0", paths[0]) == 0
+    where = "--workdir", str(workdir), "--classes", str(tmp_path / "classes.txt")
+    assert runs.call("predict", *where, "--budget=0", paths[0]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == "class0"
-    assert runs.call(*command, paths[0]) == 2
-    assert "no price of a budget is known" in capsys.readouterr().err
+    assert runs.call("predict", *where, paths[0]) == 2
+    assert "nobody knows what a router costs" in capsys.readouterr().err
+    # Until the command that evaluates has left them beside the checkpoints.
+    assert runs.call("eval", *where) == 0
+    assert runs.call("predict", *where, paths[0]) == 0
+    assert drnet_jax.load(workdir, classes=some).dials.keys() == {"router", "cascade"}
+    assert drnet_jax.load(workdir, classes=some[::-1]).dials == {}
+    assert drnet_jax.load(workdir).dials == drnet_jax.load(evaluated).dials  # the checkpoint's
 
 
-def test_among_some_classes_a_predictor_that_only_chooses_keeps_its_prices(model):
+def test_among_some_classes_a_predictor_that_only_chooses_keeps_its_dial(model):
     """What it says of an image does not depend on the classes."""
     predictor = dataclasses.replace(model.config.predictor, classifies=False)
     meta = checkpoint_of(model, predictor=predictor)
-    part = api.Model(meta, meta.config, None, meta, ("class0", "class2"))
-    whole = api.Model(meta, meta.config, None, meta)
-    assert part.price == whole.price is not None
+    drnet = DRNet.from_config(meta.config, len(meta.classes))
+    variables = jax.device_put(random_variables(drnet), replicated(data_mesh()))
+    whole = Opened(meta, meta.classes, variables, model.dials, Path())
+    part = whole.among(("class0", "class2"))
+    assert part.dials == {"router": model.dials["router"]}
 
 
 def test_a_tilde_is_the_home_directory(model, monkeypatch, tmp_path):
@@ -292,29 +333,30 @@ def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
     assert runs.call("predict", "--workdir", str(evaluated), "--format=csv",
                      rows[0]["filename"]) == 0
     header, line = csv.reader(capsys.readouterr().out.splitlines())
-    assert header == ["image", "label", "name", "probability", "network", "resolution",
-                      "multiply_adds", "error"]
+    assert header == [
+        "image", "label", "name", "probability", "network", "resolution", "multiply_adds",
+        "option_32", "option_24", "option_16", "option_predictor", "error"]
     assert dict(zip(header, line, strict=True))["label"] == rows[0]["prediction"]
 
 
-def test_predict_lists_folders_as_data_does(images, tmp_path, capsys):
+def test_predict_lists_folders_as_data_does(images, tmp_path):
     for name in ("b/one.JPG", "a/two.png", ".hidden.png", "a/three.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "more").symlink_to(images / "val" / "class1")
-    found = predict.files_of(str(tmp_path))
+    found, notes = inputs.items_of([str(tmp_path)])
     more = [str(tmp_path / "more" / f"{index}.png") for index in range(5)]
-    assert found == [str(tmp_path / "a/two.png"), str(tmp_path / "b/one.JPG"), *more]
-    err = capsys.readouterr().err
-    assert err.splitlines() == [
+    assert [item.name for item in found] == [
+        str(tmp_path / "a/two.png"), str(tmp_path / "b/one.JPG"), *more]
+    assert notes == [
         f"{tmp_path}: passed over 1 file that is no image (.npy): a/three.npy",
         f"{tmp_path}: passed over 1 hidden file or folder: .hidden.png",
         f"{tmp_path}: passed over 1 link to a folder that it lies in: loop",
     ]
 
 
-def test_predict_passes_over_folders_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+def test_predict_passes_over_folders_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "secret").mkdir()
     (tmp_path / "one.png").touch()
     scandir = os.scandir
@@ -325,10 +367,11 @@ def test_predict_passes_over_folders_that_cannot_be_read(tmp_path, capsys, monke
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert predict.files_of(str(tmp_path)) == [str(tmp_path / "one.png")]
-    assert "passed over 1 folder that cannot be read: secret\n" in capsys.readouterr().err
+    items, notes = inputs.items_of([str(tmp_path)])
+    assert [item.name for item in items] == [str(tmp_path / "one.png")]
+    assert notes == [f"{tmp_path}: passed over 1 folder that cannot be read: secret"]
     with pytest.raises(UserError, match="cannot read the folder: Permission denied"):
-        predict.files_of(str(tmp_path / "secret"))
+        inputs.items_of([str(tmp_path / "secret")])
 
 
 def test_eval_measures_a_plain_folder(evaluated, images, tmp_path, capsys):
@@ -380,7 +423,7 @@ def test_predict_errors(evaluated, arguments, message, capsys):
 
 def test_a_checkpoint_is_found_by_its_directory(evaluated, model):
     last = evaluated / "checkpoints" / str(model.meta.step)
-    assert drnet_jax.load(last).price == model.price
+    assert drnet_jax.load(last).policy() == model.policy()
     with pytest.raises(UserError, match="expected one of the steps"):
         drnet_jax.load(evaluated / "checkpoints" / "999")
 
@@ -388,9 +431,9 @@ def test_a_checkpoint_is_found_by_its_directory(evaluated, model):
 def test_stage_1_predicts_if_its_predictor_knows_the_classes(evaluated, model, rows):
     first = drnet_jax.load(evaluated / "checkpoints" / "18")  # the end of stage 1
     assert (first.meta.stage, first.costs) == ("pretrain", model.costs)
-    # Its prices are its own.
-    assert first.price == first.meta.metrics["price"] != model.price
-    assert first.meta.prices != model.meta.prices
+    # Its dials are its own.
+    assert first.policy() == first.meta.metrics["price"] != model.policy()
+    assert first.dials == first.meta.dials != model.dials
     paths = [row["filename"] for row in rows]
     answers = list(first.predict(paths))
     report = first.evaluate()
@@ -408,16 +451,24 @@ def without_classes(model):
     meta = dataclasses.replace(checkpoint_of(model, predictor=predictor), stage="pretrain")
     drnet = DRNet.from_config(meta.config, len(meta.classes))
     variables = jax.device_put(random_variables(drnet), replicated(data_mesh()))
-    return api.Model(meta, meta.config, variables, None)
+    cascade = {kind: dial for kind, dial in model.dials.items() if kind == "cascade"}
+    return api.Model(meta, meta.config, variables, cascade)
 
 
-def test_stage_1_of_a_predictor_without_classes_does_not_predict(model):
+def test_stage_1_of_a_predictor_without_classes_predicts_by_cascades(model, rows):
     first = without_classes(model)
     assert not first.costs.classifies and not first.predictor_trained
     with pytest.raises(UserError, match=r"one of stage pretrain .* its predictor is not trained"
                        ) as refused:
-        first.predict([])
+        first.predict([], policy="router")
     assert "\n" not in str(refused.value)
+    smallest = first.costs.passes.min()
+    first.dials["cascade"] = Dial((
+        Setting(Cascade((2, 0), "margin", 0.5), (0.5, 0.0, 1.0, 0.0), 0.5),))
+    (only,) = first.dials["cascade"].settings
+    answers = list(first.predict(
+        [rows[0]["filename"]], budget=only.cost((*first.costs.classifier, 0))))
+    assert answers[0].options is None and answers[0].multiply_adds >= smallest
 
 
 def test_stage_1_of_a_predictor_without_classes_is_evaluated_with_a_warning(model):
@@ -429,29 +480,31 @@ def test_stage_1_of_a_predictor_without_classes_is_evaluated_with_a_warning(mode
 
 
 def test_the_best_checkpoint_is_the_most_accurate_of_those_that_route(model):
-    def rank(stage, top1, prices=model.meta.prices):
+    def rank(stage, top1, dials=model.meta.dials):
         meta = dataclasses.replace(
-            model.meta, stage=stage, prices=prices, metrics={"top1": top1} if top1 else {})
+            model.meta, stage=stage, dials=dials, metrics={"top1": top1} if top1 else {})
         return checkpoint._rank(meta)
 
     # With a predictor that classifies stage 1 routes, too.
     assert rank("pretrain", 0.8) > rank("finetune", 0.7) > rank("pretrain", 0.6)
-    # Else it has no prices, and its accuracy is that of no routing.
-    assert rank("finetune", 0.1) > rank("pretrain", 0.9, []) > rank("pretrain", 0.8, [])
-    assert rank("pretrain", 0.1, []) > rank("finetune", None)
+    # Else it has cascades alone, and its accuracy is that of no routing.
+    none = {"cascade": model.meta.dials["cascade"]}
+    assert rank("finetune", 0.1) > rank("pretrain", 0.9, none) > rank("pretrain", 0.8, none)
+    assert rank("pretrain", 0.1, none) > rank("finetune", None)
 
 
-def test_prices_of_one_stage_are_none_of_the_other(evaluated, monkeypatch):
+def test_dials_of_one_stage_are_none_of_the_other(evaluated, monkeypatch):
     """As of a kill before the first validation of stage 2: stage 1 learnt other scores."""
     checkpoints = checkpoint.Checkpoints(str(evaluated))
     first, last = 18, checkpoints.latest()
-    assert checkpoints.meta(first).prices and checkpoints.meta(last).prices
-    assert checkpoints.priced(first).step == first and checkpoints.priced(last).step == last
+    assert checkpoints.meta(first).dials and checkpoints.meta(last).dials
+    assert checkpoints.validated(first).step == first
+    assert checkpoints.validated(last).step == last
     read = checkpoints.meta
     monkeypatch.setattr(checkpoints, "steps", lambda: [first, last])
     monkeypatch.setattr(checkpoints, "meta", lambda step: dataclasses.replace(
-        read(step), prices=[] if step == last else read(step).prices))
-    assert checkpoints.priced(last) is None
+        read(step), dials={} if step == last else read(step).dials))
+    assert checkpoints.validated(last) is None
     checkpoints.close()
 
 

@@ -15,8 +15,8 @@ from drnet_jax.evaluation import policies, runs
 from drnet_jax.evaluation import table as tables
 from drnet_jax.evaluation.table import Table, rank, tabulate
 from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.predict import _answered
-from drnet_jax.inference.queues import Answers, Queues, cascade, route
+from drnet_jax.inference.predict import Wording
+from drnet_jax.inference.queues import Queues, cascade, route
 from drnet_jax.routing import DONE, Cascade
 from tests.test_table import drnet_of, table_of
 from tests.tiny import (
@@ -127,8 +127,9 @@ def test_choices_and_answers_are_those_of_each_image_alone(engine, simulated):
         scores, own = engine.predict(batch)
         assert_answers(np.asarray(scores)[:count], simulated.scores[rows])
         assert_answers(np.asarray(own)[:count], simulated.log_p[rows, -1])
-        choice, again = engine.choose(batch, 0.0)
+        choice, told, again = engine.choose(batch, 0.0)
         np.testing.assert_array_equal(choice[:count], simulated.choice[rows])
+        assert_answers(told[:count], scores[:count])
         assert_answers(again[:count], own[:count])
         for index in range(len(RESOLUTIONS)):
             log_p = np.asarray(engine.classify(index, batch))[:count]
@@ -283,7 +284,7 @@ def test_a_predictor_without_classes_has_no_answer(simulated):
     engine = make_engine(drnet, (params, batch_stats), 1, 8, costs=costs)
     batch = engine.upload(BATCH["image"][:8])
     scores, own = engine.predict(batch)
-    choice, again = engine.choose(batch, 0.0)
+    choice, _, again = engine.choose(batch, 0.0)
     assert (scores.shape, own, again) == ((8, 3), None, None)
     np.testing.assert_array_equal(choice, np.argmax(scores, axis=1))
     table = tabulate(engine, batches())
@@ -293,8 +294,8 @@ def test_a_predictor_without_classes_has_no_answer(simulated):
 
 
 def test_the_warm_up_compiles_all_that_batches_of_any_size_need(engine, announced):
-    names = ["append x8", "choose x8", "classify 12px x8", "classify 16px x8", "classify 8px x8",
-             "predict x8"]
+    names = ["append x8 to x8", "choose x8",
+             *(f"classify {size}px x8" for size in (12, 16, 8)), "predict x8"]
     assert sorted(announced) == names
 
 
@@ -323,8 +324,13 @@ class Recorder:
     def upload(self, images):
         return np.pad(images, ((0, self.batch_size - len(images)), *[(0, 0)] * 3))
 
-    def empty(self):
+    def empty(self, size):
+        assert size == self.batch_size
         return self.upload(numbered())
+
+    def cut(self, batch, images):
+        assert 0 < images <= len(batch)
+        return batch
 
     def append(self, queue, batch, slots):
         assert len(slots) == len(queue) == len(batch) == self.batch_size
@@ -345,7 +351,7 @@ class Recorder:
     def choose(self, batch, price):
         predictor = len(self.drnet.resolutions)
         numbers = batch[:, 0, 0, 0].astype(int)
-        return self._choice[numbers], self.log_p(predictor, numbers)
+        return self._choice[numbers], numbers[:, None], self.log_p(predictor, numbers)
 
     def log_p(self, option, numbers):
         return np.stack([numbers, np.full(len(numbers), option)], axis=1)
@@ -589,13 +595,40 @@ def test_a_mix_of_options_runs_each_image_once():
     assert sorted(option for option, _ in engine.calls) == [0, 1, 2, 2, 2]
 
 
-def test_answers_name_synsets_in_words():
-    engine = SimpleNamespace(
-        drnet=SimpleNamespace(answering=lambda option: ("classifier", 64)),
-        costs=SimpleNamespace(routed=[100]),
-    )
-    log_p = np.log(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32))
-    answers = Answers(np.array([3, 5]), 0, log_p)
-    found = _answered(engine, ("n01440764", "mine"), {3: "a.jpg", 5: "b.jpg"}, answers)
-    assert [(ticket, answer.label, answer.name) for ticket, answer in found.items()] == [
-        (3, "n01440764", "tench"), (5, "mine", "mine")]
+@pytest.fixture
+def wording(drnet):
+    return Wording(SimpleNamespace(drnet=drnet, costs=COSTS), ("n01440764", "mine", "other"), top=2)
+
+
+LOG_P = np.log(np.array([0.1, 0.7, 0.2], np.float32))
+
+
+def test_answers_name_synsets_in_words_and_the_next_best_classes(wording):
+    found = wording.answer("a.jpg", 1, LOG_P[[1, 0, 2]], None, 0.0)
+    assert (found.image, found.label, found.name) == ("a.jpg", "n01440764", "tench")
+    assert [(guess.label, guess.name) for guess in found.top] == [
+        ("n01440764", "tench"), ("other", "other")]
+    np.testing.assert_allclose([guess.probability for guess in found.top], [0.7, 0.2], rtol=1e-6)
+    assert found.probability == found.top[0].probability
+
+
+@pytest.mark.parametrize(("policy", "option", "spent"), [
+    (0.0, 1, 65), (0.0, 3, 5),  # 5 are the predictor's
+    (Cascade((2, 1, 0), "margin", 0.5), 2, 20), (Cascade((2, 1, 0), "margin", 0.5), 0, 180),
+    (Cascade((3, 0), "margin", 0.5), 3, 5), (Cascade((3, 0), "margin", 0.5), 0, 105),
+], ids=str)
+def test_an_answer_costs_all_that_was_run_for_it(wording, policy, option, spent):
+    network = "predictor" if option == 3 else "classifier"
+    found = wording.answer(0, option, LOG_P, None, policy)
+    assert (found.multiply_adds, found.network) == (spent, network)
+
+
+@pytest.mark.parametrize(("objective", "shares"), [
+    ("outcome", [0.5, 0.25, 0.125, 0.75]), ("gumbel", [0.5, 0.25, 0.125, 0.125])])
+def test_what_the_predictor_says_of_options_is_told_as_probabilities(wording, objective, shares):
+    drnet = dataclasses.replace(wording.engine.drnet, scores=routing.SCORES[objective])
+    wording = dataclasses.replace(wording, engine=SimpleNamespace(drnet=drnet, costs=COSTS))
+    scores = np.array(shares, np.float32) if objective == "outcome" else np.log(shares)
+    found = wording.answer(0, 0, LOG_P, scores, 0.0)
+    assert list(found.options) == list(COSTS.options)
+    np.testing.assert_allclose(list(found.options.values()), shares, rtol=1e-6)

@@ -3,6 +3,7 @@
 Pure functions on one image, uint8 [H, W, 3] RGB. Cropping happens here; normalising and resizing to
 the candidate resolutions happen on the device.
 """
+# ruff: noqa: E402 (the limit below must be set before OpenCV is imported)
 
 import io
 import math
@@ -10,10 +11,16 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# What says that it has more is no photograph, and would take 400 MB to hold. OpenCV reads this when
+# it is imported.
+MOST_PIXELS = 1 << 27
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
+
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from drnet_jax.config import Config
 from drnet_jax.errors import UserError
 
 # Images are decoded in parallel, one per thread; OpenCV's own threads would only compete with them.
@@ -30,7 +37,6 @@ SUFFIXES = (
 )
 
 
-
 def decode(encoded: bytes) -> np.ndarray:
     """Decodes an image of any format in `SUFFIXES` to uint8 [H, W, 3] RGB.
 
@@ -41,9 +47,10 @@ def decode(encoded: bytes) -> np.ndarray:
     is taken.
 
     Raises:
-        UserError: if the bytes are not an image, or are cut short. Damage in the middle of a JPEG
-            can pass unnoticed, as can the loss of the palette at the end of a TIFF; a PNG has check
-            sums.
+        UserError: if the bytes are not an image, are cut short, or have more than `MOST_PIXELS`
+            (unless the variable OPENCV_IO_MAX_IMAGE_PIXELS allows more). Damage in the middle of a
+            JPEG can pass unnoticed, as can the loss of the palette at the end of a TIFF; a PNG has
+            check sums.
     """
     try:
         if encoded[4:8] == b"ftyp":
@@ -162,3 +169,13 @@ def resize_and_centre_crop(image: np.ndarray, square: Square, size: int) -> np.n
     """
     start, (side, interpolation) = (square.side - size) // 2, square
     return resize(image, side, side, interpolation)[start : start + size, start : start + size]
+
+
+def preprocessing(config: Config) -> dict[str, Any]:
+    """How an image becomes an input: squashed to "resize" pixels, cropped to "crop", normalised."""
+    base, expected = config.resolutions[0], config.preprocessing
+    return {
+        "resize": square_for(base, expected.val_crop).side, "crop": base,
+        "interpolation": expected.interpolation,
+        "mean": list(expected.mean), "deviation": list(expected.deviation),
+    }

@@ -2,10 +2,11 @@
 
 Nothing is simulated: an image is resized to, and classified at, its own resolution only, and one
 that the predictor answers by itself meets no classifier. Queues fill across batches, so that
-buckets are full ones whatever the mix; what is left at the end is run padded. The images wait on
-the devices.
+buckets are full ones whatever the mix; what is left at the end, or has waited for long, is run in
+the smallest size that holds it. The images wait on the devices.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.holding import Holding
 from drnet_jax.routing import DONE, Cascade
 
 IN_FLIGHT = 2  # batches, and buckets, that are computed while the host prepares others
@@ -32,13 +34,22 @@ Onward = Callable[[Answers], np.ndarray]  # of each, int [N], the option to go o
 class Queues:
     """One queue an option."""
 
-    def __init__(self, engine: Engine, onward: Onward | None = None):
-        """`onward` says which images go on to another option; by default an answer is the last."""
+    def __init__(
+        self, engine: Engine, onward: Onward | None = None, capacity: int | None = None
+    ):
+        """Empty queues.
+
+        Args:
+            onward: says which images go on to another option; by default an answer is the last.
+            capacity: images of a bucket, one of the engine's sizes; None for the largest.
+        """
         options = engine.drnet.options
         self._engine, self._onward = engine, onward
+        self._capacity = capacity or engine.batch_size
         self._predictor = len(engine.drnet.resolutions)  # as an option
         self._images: list[jax.Array | None] = [None] * options
         self._tickets: list[list[int]] = [[] for _ in range(options)]
+        self._since = [0.0] * options  # by `time.monotonic`, when the first of those came
         # Buckets not yet answered: (images that may go on, tickets, option, log-probabilities).
         self._running: list[tuple[jax.Array | None, np.ndarray, int, jax.Array]] = []
 
@@ -55,7 +66,7 @@ class Queues:
 
         Yields what is answered by then; N may be less than the batch size, and 0.
         """
-        size, predictor = self._engine.batch_size, self._predictor
+        size, predictor = self._capacity, self._predictor
         if own is not None and (mine := choice == predictor).any():
             yield Answers(tickets[mine], predictor, np.asarray(own)[: len(choice)][mine])
             choice = np.where(mine, DONE, choice)
@@ -67,17 +78,32 @@ class Queues:
             while len(rows):
                 waiting = self._tickets[option]
                 taken, rows = np.split(rows, [size - len(waiting)])
-                slots = np.full(size, size, np.int32)
+                slots = np.full(len(batch), size, np.int32)
                 slots[taken] = np.arange(len(waiting), len(waiting) + len(taken))
                 queue = self._images[option]
-                queue = self._engine.empty() if queue is None else queue
+                queue = self._engine.empty(size) if queue is None else queue
+                if not waiting:
+                    self._since[option] = time.monotonic()
                 self._images[option] = self._engine.append(queue, batch, slots)
                 waiting += tickets[taken].tolist()
                 if len(waiting) == size:
                     yield from self._run(option)
 
+    def oldest(self) -> float | None:
+        """When, by `time.monotonic`, the image came that waits longest; None if none waits."""
+        since = [self._since[option] for option, tickets in enumerate(self._tickets) if tickets]
+        return min(since, default=None)
+
+    def flush(self, before: float) -> Iterator[Answers]:
+        """Runs what waits with an image that came before a time; yields all that is running."""
+        for option, tickets in enumerate(self._tickets):
+            if tickets and self._since[option] <= before:
+                yield from self._run(option)
+        while self._running:
+            yield from self._answer()
+
     def drain(self) -> Iterator[Answers]:
-        """Yields all that is left, run in padded buckets."""
+        """Yields all that is left, run in buckets that are not full."""
         passes = self._engine.costs.passes
         while self._running or any(self._tickets):
             waiting = [option for option, tickets in enumerate(self._tickets) if tickets]
@@ -93,6 +119,7 @@ class Queues:
         self._tickets[option] = []
         if self._onward:  # some of these images may be needed again: no others are put over them
             self._images[option] = None
+        images = self._engine.cut(images, len(tickets))
         yield from self._launch(option, images, tickets)
 
     def _launch(self, option: int, images: jax.Array, tickets: np.ndarray) -> Iterator[Answers]:
@@ -118,14 +145,18 @@ class Queues:
         yield from self.put(images, onward, tickets)
 
 
+Batches = Iterable[tuple[np.ndarray, np.ndarray]]
+Watch = Callable[[np.ndarray, np.ndarray], None]  # is told tickets [N] and their scores [N, O]
+
+
 def cascade(
-    engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    cascades: Sequence[Cascade], which: Callable[[np.ndarray], np.ndarray],
+    engine: Engine, batches: Batches, cascades: Sequence[Cascade],
+    which: Callable[[np.ndarray], np.ndarray], lag: int | None = None, capacity: int | None = None,
 ) -> Iterator[Answers]:
     """Sends images through cascades: every pass is run, the next only for who is in doubt.
 
     Args:
-        batches: as of `route`.
+        batches, lag, capacity: as of `route`.
         which: tickets int [N] -> the number of each one's cascade, int [N].
 
     Yields:
@@ -140,15 +171,18 @@ def cascade(
         doubt = np.stack([each.doubts(answers.log_p) for each in cascades])
         return np.where(doubt[mine, np.arange(len(mine))], after[mine, answers.option], DONE)
 
-    queues, first = Queues(engine, onward), np.array([each.options[0] for each in cascades])
-    for images, tickets in batches:
+    queues = Queues(engine, onward, capacity)
+    first = np.array([each.options[0] for each in cascades])
+    for number, (images, tickets) in enumerate(batches, 1):
         yield from queues.put(engine.upload(images), first[which(tickets)], tickets)
+        if lag and number % lag == 0:
+            yield from queues.drain()
     yield from queues.drain()
 
 
 def route(
-    engine: Engine, batches: Iterable[tuple[np.ndarray, np.ndarray]], price: float,
-    lag: int | None = None,
+    engine: Engine, batches: Batches, price: float, lag: int | None = None,
+    capacity: int | None = None, watch: Watch | None = None, holding: Holding | None = None,
 ) -> Iterator[Answers]:
     """Routes and answers images at a price.
 
@@ -156,20 +190,29 @@ def route(
         batches: (images uint8 [N, H, W, 3] at the base size, their tickets int [N]), N at most the
             engine's batch size.
         lag: after every so many batches whatever waits is run, so that no answer is long in coming.
+        capacity: of the queues, see `Queues`.
+        watch: is told what the predictor says.
+        holding: in place of `price`, one that follows the images.
 
     Yields:
         Answers, in the order in which buckets fill.
     """
-    queues = Queues(engine)
-    chosen: list[tuple[jax.Array, jax.Array, jax.Array | None, np.ndarray]] = []
+    queues = Queues(engine, capacity=capacity)
+    chosen: list[tuple[jax.Array, np.ndarray, tuple[jax.Array | None, ...]]] = []
 
     def put() -> Iterator[Answers]:
-        batch, choice, own, tickets = chosen.pop(0)
-        yield from queues.put(batch, np.asarray(choice)[: len(tickets)], tickets, own)
+        batch, tickets, (choice, scores, own) = chosen.pop(0)
+        choice = np.asarray(choice)[: len(tickets)]
+        if watch:
+            watch(tickets, np.asarray(scores)[: len(tickets)])
+        if holding:
+            holding.saw(np.asarray(scores)[: len(tickets)], choice)
+        yield from queues.put(batch, choice, tickets, own)
 
     for number, (images, tickets) in enumerate(batches, 1):
         batch = engine.upload(images)
-        chosen.append((batch, *engine.choose(batch, price), tickets))
+        at = holding.price if holding else price
+        chosen.append((batch, tickets, engine.choose(batch, at)))
         if len(chosen) == IN_FLIGHT:
             yield from put()
         if lag and number % lag == 0:
