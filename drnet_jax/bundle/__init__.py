@@ -1,0 +1,1 @@
+"""Bundle: a trained model as files that outlive this package: an export."""
