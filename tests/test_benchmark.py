@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax.benchmark import cases, speed, timing
+from drnet_jax.benchmark import speed, timing, torch_cases
 from drnet_jax.benchmark.cases import Contestant, ForcedStep, deal
 from drnet_jax.benchmark.report import text as report_text
 from drnet_jax.benchmark.timing import Case, Timing, measure
@@ -416,7 +416,7 @@ def test_a_library_of_pytorch_is_missing(absent, monkeypatch):
     config = tiny_config({"classifier.name": "efficientnet_lite0", "resolutions": (32,)})
     costs, batch = model_costs(config, config.classifier.classes), random_batch(4, base=32)
     with pytest.raises(UserError, match=rf"--torch: expected PyTorch, but .*{absent}.*pip install"):
-        next(cases.pytorch(config, costs, batch, batch["image"]))
+        next(torch_cases.pytorch(config, costs, batch, batch["image"]))
 
 
 @pytest.mark.parametrize(("name", "width", "rate"), [
@@ -432,7 +432,7 @@ def test_pytorch_cases(name, width, rate):
     threads = torch.get_num_threads()
     try:
         batch = random_batch(4, base=32)
-        train, infer = cases.pytorch(config, costs, batch, batch["image"])
+        train, infer = torch_cases.pytorch(config, costs, batch, batch["image"])
         losses = [train.call() for _ in range(10)]
         classes = infer.call()
     finally:

@@ -8,13 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+from drnet_jax.benchmark import picture
+from drnet_jax.benchmark.picture import Dot, Series
 from drnet_jax.data.transforms import Square
 from drnet_jax.evaluation.table import Table as Answers
-from drnet_jax.reproduce import estimate, photographs, report, running, speed
+from drnet_jax.reproduce import estimate, photographs, report, running
 from drnet_jax.reproduce.estimate import duration
 from drnet_jax.reproduce.photographs import Gallery, smallest_right, surest
 from drnet_jax.reproduce.running import Display
-from drnet_jax.reproduce.speed import Dot, Series
 from tests import runs
 from tests.tiny import COSTS, RIGHT, tiny_config
 
@@ -116,7 +117,7 @@ def test_figure_3_labels_every_dot_on_both_panels(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig",
                       lambda figure, path, dpi: figures.append(figure))
-        speed.draw_speed("f.png", series, [1, 256], "2 cores", "Title")
+        picture.draw("f.png", series, picture.latencies([1, 256], "2 cores"), "Title")
     panels = figures[0].axes
     for axes, size in zip(panels, (1, 256), strict=True):
         assert axes.get_xlabel() == f"milliseconds an image, batch size {size}\n2 cores"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from drnet_jax.api import load
+from drnet_jax.benchmark import trained
 from drnet_jax.cost import Costs, Parameters, model_costs
 from drnet_jax.errors import UserError
 from drnet_jax.reproduce import (
@@ -354,11 +355,12 @@ def test_latencies_are_of_models_that_answer_every_image(done, images, monkeypat
     for each in (each for of_size in found["milliseconds"] for each in of_size):
         assert 0 < each["fastest"] <= each["median"] <= each["slowest"]
     model = load(folder / "resnet50-eta0")
-    shown = latency._images(model, 99)
+    shown = trained.images_of(model, model.source(), 99)
     assert shown.shape == (15, 32, 32, 3)
     for size in (1, 8):
-        for fixed in (None, 24):
-            streams = latency._call(model.engine_for(size), fixed, shown, size)()
+        for fixed in (None, 1):
+            way = trained.Way(fixed=fixed)
+            streams = trained.answering(model.engine_for(size), way, shown, size)()
             answers = [answer for stream in streams for answer in stream]
             tickets = np.concatenate([each.tickets for each in answers])
             assert sorted(tickets.tolist()) == list(range(15))

@@ -1,4 +1,4 @@
-"""Cases: what the benchmark times, training steps, inference, and the same network in PyTorch."""
+"""Cases: what the benchmark times of ours, training steps and inference."""
 
 import dataclasses
 import functools
@@ -15,9 +15,8 @@ from drnet_jax.benchmark.timing import Case
 from drnet_jax.buckets import padding
 from drnet_jax.config import STAGES, Config
 from drnet_jax.cost import TRAINING_PASSES, Costs
-from drnet_jax.devices import AXIS, Compilation, cores, per_device, put_batch, replicated
+from drnet_jax.devices import AXIS, Compilation, per_device, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
-from drnet_jax.errors import UserError
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.queues import IN_FLIGHT, Queues
 from drnet_jax.train.base_step import Step
@@ -169,8 +168,8 @@ def inference(
     choice = deal(mix, STREAM * size, seed)
 
     def put(
-        queues: Queues, batch: jax.Array, decided: jax.Array, own: jax.Array | None,
-        rows: np.ndarray,
+        queues: Queues, batch: jax.Array, decided: jax.Array, _: jax.Array,
+        own: jax.Array | None, rows: np.ndarray,
     ) -> Any:
         jax.block_until_ready(decided)  # at its price; the table decides
         return queues.put(batch, choice[rows], rows, own)
@@ -199,87 +198,6 @@ def inference(
          padding(counts.sum(), full.sum())),
     ):
         yield Contestant(name, per_call, call, "inference", cost, padded)
-
-
-def _torch(config: Config) -> tuple[Any, Callable[[], Any]]:
-    """The module `torch`, and what makes the classifier in it; raises UserError as `pytorch` does.
-    """
-    classifier = config.classifier
-    try:
-        import torch
-
-        from drnet_jax.benchmark.torch_baseline import NETWORKS
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
-    if classifier.name not in NETWORKS:
-        raise UserError(
-            f"--torch: expected config.classifier.name to be one of {', '.join(NETWORKS)}, "
-            f"received {classifier.name!r}; leave --torch out"
-        )
-    if jax.default_backend() != "cpu":
-        raise UserError(
-            f"--torch compares on the CPU, but JAX computes on {jax.default_backend()!r}; set "
-            "JAX_PLATFORMS=cpu or leave --torch out"
-        )
-
-    def network() -> Any:
-        try:
-            net = NETWORKS[classifier.name](classifier.name, classifier.classes, classifier.width)
-        except ModuleNotFoundError as error:  # torchvision or timm
-            raise _missing(error) from error
-        return net.to(memory_format=torch.channels_last)
-
-    return torch, network
-
-
-def _missing(error: ModuleNotFoundError) -> UserError:
-    return UserError(
-        f"--torch: expected PyTorch, but {error}; install it (pip install torch torchvision timm) "
-        "or leave --torch out"
-    )
-
-
-def pytorch(
-    config: Config, costs: Costs, batch: dict[str, np.ndarray], images: np.ndarray
-) -> Iterator[Contestant]:
-    """The classifier in PyTorch at the base size: a training step, and inference.
-
-    Its images are float and normalised beforehand; ours are normalised within what is timed.
-
-    Raises:
-        UserError: if PyTorch is missing, computes elsewhere than JAX, or has no such network.
-    """
-    torch, network = _torch(config)
-    torch.set_num_threads(cores())
-    dtype = getattr(torch, config.dtype)
-    precision = functools.partial(torch.autocast, "cpu", dtype, dtype != torch.float32)
-    trained_on, served_to = (
-        torch.from_numpy(values).permute(0, 3, 1, 2).float().div(128).sub(1)
-        for values in (batch["image"], images)
-    )
-    labels = torch.from_numpy(batch["label"]).long()
-
-    trained, served = network(), network().eval()
-    optimizer = torch.optim.SGD(
-        trained.parameters(), config.pretrain.learning_rate, config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-    )
-
-    def train() -> float:
-        optimizer.zero_grad()
-        with precision():
-            loss = torch.nn.functional.cross_entropy(trained(trained_on), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    def infer() -> np.ndarray:
-        with torch.inference_mode(), precision():
-            return served(served_to).argmax(1).numpy()
-
-    cost = costs.classifier[0]
-    yield Contestant("pytorch", len(labels), train, "training", TRAINING_PASSES * cost)
-    yield Contestant("pytorch", len(images), infer, "inference", cost)
 
 
 def draw(config: Config, batch_size: int) -> dict[str, np.ndarray]:

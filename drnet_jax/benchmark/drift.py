@@ -17,16 +17,9 @@ import numpy as np
 from drnet_jax.benchmark.cases import STEPS_PER_EPOCH, ForcedStep, draw, initial_state
 from drnet_jax.config import Config
 from drnet_jax.cost import model_costs
-from drnet_jax.devices import (
-    Compilation,
-    Programs,
-    check_batch,
-    data_mesh,
-    environment,
-    put_batch,
-    replicated,
-)
+from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet
+from drnet_jax.environment import environment
 from drnet_jax.formatting import table
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.step import Setup, make_step

@@ -38,13 +38,14 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from drnet_jax.benchmark import cases, timing
+from drnet_jax.benchmark import cases, timing, torch_cases
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import train_batches
 from drnet_jax.data.sources import open_source
-from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh, environment
+from drnet_jax.devices import Compilation, Programs, check_batch, data_mesh
 from drnet_jax.drnet import DRNet
+from drnet_jax.environment import environment
 from drnet_jax.errors import UserError
 from drnet_jax.formatting import by_option
 from drnet_jax.train.step import Setup
@@ -110,7 +111,7 @@ def _contestants(
     batch = cases.draw(config, config.batch_size)
     images = cases.draw(config, config.evaluation.batch_size)["image"]
     # First, as it may refuse.
-    torch = list(cases.pytorch(config, costs, batch, images)) if with_torch else []
+    torch = list(torch_cases.pytorch(config, costs, batch, images)) if with_torch else []
     drnet = DRNet.from_config(config, config.classifier.classes)
     choice = cases.deal(mix, config.batch_size, config.seed)
     return [

@@ -20,18 +20,21 @@ COMMANDS = {
     "train": "train both stages, or go on where a stopped run left off (the default)",
     "eval": "evaluate a checkpoint under several policies",
     "predict": "classify images, each at the resolution it needs",
+    "serve": "answer over HTTP, with a page to try it",
+    "export": "a model for other runtimes, and for years",
     "adapt": "fit a trained network for other resolutions, without labels",
     "cost": "parameters and multiply-adds of a model",
     "plan": "what a run takes on devices that are not at hand",
     "benchmark": "images/s of training and inference",
+    "load-test": "a server under as many requests as it can answer",
     "drift": "programs, waiting and padding of a run whose mix drifts",
     "reproduce": "the tables and figures of the paper",
     "import-torch": "take the weights of a network trained with PyTorch",
     "prepare": "download a tfds data set and write it as ArrayRecord files",
 }
 
-# Files, or tables and figures, besides flags.
-TAKING_NAMES = ("predict", "import-torch", "reproduce")
+# Files, a model, or tables and figures, besides flags.
+TAKING_NAMES = ("predict", "serve", "load-test", "import-torch", "reproduce")
 # A disk, a quota or a limit is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -21,7 +21,7 @@ from drnet_jax.data.sources import Source
 from drnet_jax.errors import UserError, first_line
 from drnet_jax.evaluation import curve
 from drnet_jax.evaluation.evaluate import Evaluation
-from drnet_jax.evaluation.files import write_confusion, write_predictions
+from drnet_jax.evaluation.files import DIALS, write_confusion, write_dials, write_predictions
 from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
 from drnet_jax.train.resume import CLASSIFIER_KEYS, PREDICTOR_KEYS, check_compatible, differing
@@ -101,6 +101,7 @@ def write(
     print(text_report(found.report))
     drnet = model.engine.drnet
     (folder / "eval.json").write_text(json.dumps(found.report, indent=2) + "\n")
+    write_dials(folder / DIALS, model.dials_of(found.table), model.meta.step, model.classes)
     write_predictions(
         folder / "predictions.csv", found.table, found.routed, drnet, source, model.classes
     )

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drnet_jax.benchmark import picture
+from drnet_jax.benchmark.picture import Dot, Series, hardware, latencies
 from drnet_jax.data.sources import open_source
 from drnet_jax.data.transforms import square_for
-from drnet_jax.reproduce import photographs, speed
+from drnet_jax.reproduce import photographs
 from drnet_jax.reproduce.jobs import Job
 from drnet_jax.reproduce.latency import Point
 from drnet_jax.reproduce.paper import STATIC, SWEPT, WELL_TRAINED
-from drnet_jax.reproduce.report import hardware
 from drnet_jax.reproduce.results import read
-from drnet_jax.reproduce.speed import Dot, Series
 from drnet_jax.reproduce.study import Study
 
 TIMES = "latency.json"
@@ -95,8 +95,8 @@ def _draw_speed(study: Study, path: Path) -> str:
         Series(r"DRNet, by $\alpha$", "drnet", dots[-swept:]),
     )
     job = study.jobs[WELL_TRAINED][-1]
-    speed.draw_speed(
-        path, series, found["batch_sizes"], hardware(found["environment"]),
+    picture.draw(
+        path, series, latencies(found["batch_sizes"], hardware(found["environment"])),
         f"Accuracy and measured latency: {_model(job)}",
     )
     return ""

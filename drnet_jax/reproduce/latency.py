@@ -1,26 +1,22 @@
-"""Latency: milliseconds an image of trained models, one image at a time and in batches (Figure 3).
-
-Time is that of uploading, choosing, resizing and classifying, until the answer is back; reading and
-decoding are not in it. All are measured in turns, so that all see the same machine.
-"""
+"""Latency: milliseconds an image of trained models, one at a time and in batches (Figure 3)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from drnet_jax.api import Model, load
-from drnet_jax.benchmark import timing
-from drnet_jax.devices import data_mesh, environment
-from drnet_jax.evaluation import runs
-from drnet_jax.evaluation.table import Sample, host_batches
-from drnet_jax.inference.engine import Engine
-from drnet_jax.inference.queues import route
+from drnet_jax.benchmark.trained import (
+    ALONE,
+    BATCHES,
+    Way,
+    answering,
+    images_of,
+    milliseconds,
+)
+from drnet_jax.devices import data_mesh
+from drnet_jax.environment import environment
 
-ALONE = 64  # images that are answered one at a time
-BATCHES = 4  # that are answered at once
 REPEATS = 5  # turns
 
 
@@ -40,58 +36,25 @@ def measure(runs_folder: Path, points: Sequence[Point]) -> dict[str, Any]:
         {"median", "fastest", "slowest"} a point; "environment"}. B is what the models are evaluated
         with.
     """
-    models = {point.run: load(runs_folder / point.run) for point in points}
+    models = {point.run: load(runs_folder / point.run, runtime="jax") for point in points}
     batch = max(model.config.evaluation.batch_size for model in models.values())
-    images = {name: _images(model, BATCHES * batch) for name, model in models.items()}
+    images = {
+        name: images_of(model, model.source(), BATCHES * batch) for name, model in models.items()
+    }
+    times = []
+    for size, count in ((1, ALONE), (batch, BATCHES * batch)):
+        engines = {name: model.engine_for(size) for name, model in models.items()}
+        calls = [
+            answering(
+                engines[point.run], _way(models[point.run], point), images[point.run][:count], size
+            ) for point in points
+        ]
+        times.append(milliseconds(calls, min(count, *map(len, images.values())), REPEATS))
     return {
         "points": [dataclasses.asdict(point) for point in points],
-        "batch_sizes": [1, batch],
-        "milliseconds": [
-            _in_turns(points, models, {name: each[:shown] for name, each in images.items()}, size)
-            for size, shown in ((1, ALONE), (batch, None))
-        ],
-        "environment": environment(data_mesh()),
+        "batch_sizes": [1, batch], "milliseconds": times, "environment": environment(data_mesh()),
     }
 
 
-def _images(model: Model, count: int) -> np.ndarray:
-    """So many validation images at most, uint8 [N, H, W, 3]."""
-    source = model.source()
-    sample = Sample(len(source), count)
-    batches = host_batches(model.engine, source, model.config.data, model.square)
-    for _ in sample.watch(batches):
-        pass
-    return np.concatenate([images for images, _ in sample.batches(count)])
-
-
-def _in_turns(
-    points: Sequence[Point], models: dict[str, Model], images: dict[str, np.ndarray], size: int
-) -> list[dict[str, float]]:
-    """Milliseconds of every point, in batches of a size."""
-    engines = {name: model.engine_for(size) for name, model in models.items()}
-    cases = []
-    for point in points:
-        shown = images[point.run]
-        call = _call(engines[point.run], point.size, shown, size)
-        cases.append(timing.Case(str(point), len(shown), call))
-    return [
-        {
-            "median": 1e3 / found.median,
-            "fastest": 1e3 / max(found.rates),
-            "slowest": 1e3 / min(found.rates),
-        }
-        for found in timing.measure(cases, REPEATS, lambda: 0.0)
-    ]
-
-
-def _call(
-    engine: Engine, fixed: int | None, images: np.ndarray, size: int
-) -> Callable[[], list[Any]]:
-    """What answers all images: batch by batch if they come alone, else through the queues."""
-    starts = range(0, len(images), size)
-    batches = [(images[at : at + size], np.arange(len(images))[at : at + size]) for at in starts]
-    streams = [[batch] for batch in batches] if size == 1 else [batches]
-    if fixed is None:
-        return lambda: [list(route(engine, stream, 0.0)) for stream in streams]
-    choice = np.full(len(images), engine.drnet.resolutions.index(fixed))
-    return lambda: [list(runs.given(engine, stream, choice)) for stream in streams]
+def _way(model: Model, point: Point) -> Way:
+    return Way() if point.size is None else Way(fixed=model.resolutions.index(point.size))

@@ -13,16 +13,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from drnet_jax import ops
+from drnet_jax.benchmark.picture import DOTS, TEXT
 from drnet_jax.data import transforms
 from drnet_jax.data.imagenet import class_words
 from drnet_jax.data.sources import Source
 from drnet_jax.evaluation.pictures import printable
 from drnet_jax.evaluation.table import Table
 
-RIGHT, WRONG, TEXT = "#1b7837", "#b2182b", "#333333"
+RIGHT, WRONG = "#1b7837", "#b2182b"
 GROUP, ROW = 3, 7  # images of each resolution in figure 1, and in figure 4
 SHARP = 200  # pixels at which a photograph of figure 4 is sharp enough
-DOTS = 150  # an inch
 
 
 @dataclasses.dataclass(frozen=True)

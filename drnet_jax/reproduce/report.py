@@ -1,8 +1,8 @@
 """Report: the plan that is printed first, and the tables of what has been run so far."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from drnet_jax.benchmark.picture import hardware
 from drnet_jax.config import GIGA, Config
 from drnet_jax.formatting import short
 from drnet_jax.formatting import table as text_table
@@ -104,16 +104,6 @@ def _made(study: Study, job: Job) -> tables.Made:
     return tables.Made(
         made.run, made.command, made.seed, record["seconds"], hardware(record["environment"])
     )
-
-
-def hardware(environment: Mapping[str, Any]) -> str:
-    """What a run was made on, in a few words."""
-    if environment["device"] == "cpu":
-        cores = f"{environment['cores']} core{'s' * (environment['cores'] != 1)}"
-        device = f"{cores} of {environment['processor'] or 'a CPU'}"
-    else:
-        device = f"{environment['devices']} x {environment['device']}"
-    return f"{device}, jax {environment['jax']}"
 
 
 def heading(study: Study, table: Table) -> str:

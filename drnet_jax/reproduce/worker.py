@@ -18,7 +18,8 @@ from typing import Any
 
 from drnet_jax.api import load
 from drnet_jax.config_check import parse
-from drnet_jax.devices import data_mesh, environment
+from drnet_jax.devices import data_mesh
+from drnet_jax.environment import environment
 from drnet_jax.errors import UserError
 from drnet_jax.reproduce import latency, results
 from drnet_jax.train.loop import train
@@ -48,7 +49,7 @@ def _run(job: dict[str, Any]) -> None:
     model = load(workdir)
     found = model.measure(model.source())
     results.write_answers(workdir, found.table)
-    record.tick(environment=environment(data_mesh()) | {"processor": processor()})
+    record.tick(environment=environment(data_mesh()))
     # Last: by it a run is known to be done.
     results.write(workdir / results.REPORT, found.report)
 
@@ -58,7 +59,6 @@ def _time(job: dict[str, Any]) -> None:
     _watch(lambda: None)
     points = [latency.Point(**point) for point in job["points"]]
     found = latency.measure(Path(job["runs"]), points)
-    found["environment"] |= {"processor": processor()}
     results.write(Path(job["path"]), found)
 
 
@@ -74,16 +74,6 @@ def _watch(tick: Callable[[], None]) -> None:
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def processor() -> str:
-    """The name of this host's processor, as Linux tells it; "" elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else ""
 
 
 if __name__ == "__main__":

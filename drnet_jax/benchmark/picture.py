@@ -1,10 +1,11 @@
-"""Figure 3: accuracy over measured latency."""
+"""Picture: accuracy over measured latency, as in Figure 3 of the paper, or over other costs."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,13 +14,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from drnet_jax.reproduce.photographs import DOTS, TEXT
-
+TEXT = "#333333"
+DOTS = 150  # an inch
 # The same series has the same colour and mark in both panels.
 STYLES = {
     "single": {"color": "#555555", "marker": "s", "linestyle": "--"},
     "fixed": {"color": "#e08214", "marker": "^", "linestyle": ":"},
     "drnet": {"color": "#2166ac", "marker": "o", "linestyle": "-"},
+    "cascade": {"color": "#1b7837", "marker": "D", "linestyle": "-."},
 }
 
 
@@ -29,9 +31,9 @@ class Dot:
 
     label: str
     top1: float
-    milliseconds: tuple[float, ...]  # of an image, by batch size
-    fastest: tuple[float, ...]  # of all turns
-    slowest: tuple[float, ...]
+    cost: tuple[float, ...]  # of an image, by panel
+    least: tuple[float, ...]  # of all turns
+    most: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +45,32 @@ class Series:
     dots: Sequence[Dot]
 
 
-def draw_speed(
-    path: Path, series: Sequence[Series], batch_sizes: Sequence[int], hardware: str, title: str
-) -> None:
-    """Draws figure 3, a panel a batch size."""
-    figure = Figure(figsize=(5.2 * len(batch_sizes), 4.7), layout="constrained")
-    panels = figure.subplots(1, len(batch_sizes), sharey=True, squeeze=False)[0]
-    for number, (axes, size) in enumerate(zip(panels, batch_sizes, strict=True)):
+class Panel(NamedTuple):
+    """One of the costs that are set against accuracy."""
+
+    title: str
+    cost: str  # what is told along its axis
+
+
+def latencies(batch_sizes: Sequence[int], hardware: str) -> list[Panel]:
+    """A panel for each batch size, of milliseconds."""
+    return [
+        Panel(
+            "one image at a time" if size == 1 else f"in batches of {size}",
+            f"milliseconds an image, batch size {size}\n{hardware}",
+        ) for size in batch_sizes
+    ]
+
+
+def draw(path: Path, series: Sequence[Series], shown: Sequence[Panel], title: str) -> None:
+    """Draws series of models in each panel."""
+    figure = Figure(figsize=(5.2 * len(shown), 4.7), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for number, (axes, panel) in enumerate(zip(panels, shown, strict=True)):
         for each in series:
             _line(axes, each, number)
-        images = "one image at a time" if size == 1 else f"in batches of {size}"
-        axes.set_title(images, fontsize=10.5, color=TEXT)
-        axes.set_xlabel(f"milliseconds an image, batch size {size}\n{hardware}", fontsize=9)
+        axes.set_title(panel.title, fontsize=10.5, color=TEXT)
+        axes.set_xlabel(panel.cost, fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.14, y=0.14)
@@ -75,11 +91,11 @@ def draw_speed(
 
 
 def _line(axes: Axes, series: Series, number: int) -> None:
-    """A line through the dots of a series, by latency, each with the spread of its turns."""
-    dots = sorted(series.dots, key=lambda dot: dot.milliseconds[number])
+    """A line through the dots of a series, by cost, each with the spread of its turns."""
+    dots = sorted(series.dots, key=lambda dot: dot.cost[number])
     spread = [
-        [dot.milliseconds[number] - dot.fastest[number] for dot in dots],
-        [dot.slowest[number] - dot.milliseconds[number] for dot in dots],
+        [dot.cost[number] - dot.least[number] for dot in dots],
+        [dot.most[number] - dot.cost[number] for dot in dots],
     ]
     axes.errorbar(
         *zip(*(_place(dot, number) for dot in dots), strict=True), xerr=spread, label=series.name,
@@ -88,7 +104,7 @@ def _line(axes: Axes, series: Series, number: int) -> None:
 
 
 def _place(dot: Dot, number: int) -> tuple[float, float]:
-    return dot.milliseconds[number], 100 * dot.top1
+    return dot.cost[number], 100 * dot.top1
 
 
 HALO = withStroke(linewidth=2.5, foreground="white")
@@ -113,13 +129,13 @@ def _label(axes: Axes, series: Sequence[Series], number: int) -> None:
 
 def _drawn(axes: Axes, series: Series, number: int) -> list[Bbox]:
     """Boxes, in pixels, around the dots of a series, its spreads, and the lines between dots."""
-    def pixels(times: Iterable[float]) -> np.ndarray:
+    def pixels(costs: Iterable[float]) -> np.ndarray:
         tops = [100 * dot.top1 for dot in series.dots]
-        return axes.transData.transform(list(zip(times, tops, strict=True)))
+        return axes.transData.transform(list(zip(costs, tops, strict=True)))
 
     marks, left, right = (
-        pixels(times[number] for times in each) for each in zip(*(
-            (dot.milliseconds, dot.fastest, dot.slowest) for dot in series.dots
+        pixels(costs[number] for costs in each) for each in zip(*(
+            (dot.cost, dot.least, dot.most) for dot in series.dots
         ), strict=True)
     )
     steps = np.linspace(0, 1, 20)[:, None]
@@ -141,3 +157,13 @@ def _covered(text: Annotation, place: tuple[int, int], taken: Sequence[Bbox]) ->
     own = text.get_window_extent()
     shared = (Bbox.intersection(own, other) for other in taken)
     return sum(each.width * each.height for each in shared if each) + math.hypot(*place)
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """What something was measured on, in a few words."""
+    if environment["device"] == "cpu":
+        cores = f"{environment['cores']} core{'s' * (environment['cores'] != 1)}"
+        device = f"{cores} of {environment['processor'] or 'a CPU'}"
+    else:
+        device = f"{environment['devices']} x {environment['device']}"
+    return f"{device}, jax {environment['jax']}"
