@@ -29,7 +29,7 @@ import jax
 import pytest
 from absl import flags
 
-from tests import runs
+from tests import runs, serving
 
 # Accelerators would round the factors of products; references are in full float32.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -73,3 +73,11 @@ def evaluated(finished, tmp_path_factory):
     shutil.copytree(finished, workdir)
     assert runs.call("eval", "--workdir", str(workdir)) == 0
     return workdir
+
+
+@pytest.fixture(scope="module")
+def server(evaluated):
+    """The model as a server in a process of its own."""
+    running = serving.start(evaluated)
+    yield running
+    serving.stop(running)

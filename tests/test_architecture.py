@@ -14,9 +14,9 @@ FILES = sorted((ROOT / "drnet_jax").rglob("*.py"))
 ORDER = [
     "errors", "config", "config_check", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
-    "drnet", "transfer", "products", "cost", "devices", "data",
-    "checkpoint", "weights", "inference", "evaluation", "api", "train", "adapt", "benchmark",
-    "plan", "reproduce",
+    "drnet", "transfer", "products", "cost", "dial", "devices", "environment", "data",
+    "checkpoint", "weights", "graphs", "inference", "bundle", "opening", "evaluation", "api",
+    "serve", "train", "adapt", "benchmark", "plan", "reproduce",
     "commands", "main", "__main__",
 ]
 LINES, FUNCTION_LINES, ARGUMENTS = 300, 60, 7

@@ -70,7 +70,7 @@ def imported(files, images, tmp_path_factory):
 def test_an_import_is_a_checkpoint_of_these_weights_at_every_resolution(imported):
     meta = newest(str(imported))
     assert (meta.step, meta.stage, meta.stage_end, meta.classes) == (0, "pretrain", True, CLASSES)
-    assert not meta.config.predictor.classifies and meta.prices == [] and meta.metrics == {}
+    assert not meta.config.predictor.classifies and meta.dials == {} and meta.metrics == {}
     assert parse(json.loads((imported / "config.json").read_text())) == meta.config
     checkpoints = open_existing(str(imported))
     params, stats = checkpoints.restore_model(0, data_mesh())
@@ -145,8 +145,8 @@ def test_classes_to_answer_among_are_checked(imported, classes, message):
         drnet_jax.load(imported, classes=classes)
 
 
-def test_an_import_does_not_predict(imported, images):
-    with pytest.raises(UserError, match="its predictor is not trained"):
+def test_an_import_predicts_only_once_it_is_evaluated(imported, images):
+    with pytest.raises(UserError, match="of which nobody knows what a cascade costs; drnet eval"):
         drnet_jax.load(imported).predict([str(images)])
 
 

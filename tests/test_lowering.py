@@ -86,7 +86,7 @@ def programs(which):
     return [
         (predict_program(drnet, mesh, 8), (*predictor, images)),
         (choose_program(drnet, mesh, 8), (*predictor, images, costs, price)),
-        (append_program(mesh, 8), (images, images, slots)),
+        (append_program(mesh, 8, 8), (images, images, slots)),
         *(
             (classify_program(drnet, mesh, index, 8),
              (*(only(tree, key) for tree in trees), images))

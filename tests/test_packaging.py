@@ -81,11 +81,18 @@ def test_every_import_is_a_requirement():
         for name in imports(path) - set(sys.stdlib_module_names) - {"drnet_jax"}
         if declared.isdisjoint(map(canonicalize_name, distributions.get(name, [])))
     }
-    # PyTorch is the benchmark's, and pyarrow that of converting Parquet files, on request.
+    # What is imported on request, of the extras.
     assert undeclared <= {
         *(f"{TORCH_MODULE.replace('.', '/')}.py: {name}" for name in (
             "torch", "torchvision", "timm")),
-        "drnet_jax/benchmark/cases.py: torch", "drnet_jax/data/parquet.py: pyarrow",
+        "drnet_jax/benchmark/torch_cases.py: torch", "drnet_jax/data/parquet.py: pyarrow",
+        *(f"drnet_jax/graphs/{name}.py: onnx" for name in ("graph", "onnx", "operators")),
+        *(f"drnet_jax/{file}.py: {name}" for file in ("inference/runtimes", "bundle/predict")
+          for name in ("onnxruntime", "openvino")),
+        *(f"drnet_jax/serve/{file}.py: {name}" for file, name in (
+            ("app", "starlette"), ("receiving", "starlette"), ("run", "uvicorn"),
+            ("metrics", "prometheus_client"))),
+        *(f"drnet_jax/benchmark/plain_server.py: {name}" for name in ("starlette", "uvicorn")),
     }
 
 

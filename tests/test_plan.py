@@ -104,7 +104,7 @@ def test_every_program_that_a_run_begins_with_is_there(compiled):
         ("finetune", "update of stage 2"),
         ("inference", "predict x8"),
         ("inference", "choose x8"),
-        ("inference", "append x8"),
+        ("inference", "append x8 to x8"),
         *(("inference", f"classify {at} x8") for at in sizes),
     ]
     assert compiled["most_programs"] == {"pretrain": 5, "finetune": 15, "inference": 6}

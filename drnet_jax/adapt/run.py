@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from drnet_jax.adapt.step import AdaptState, adapt_program, begin, make_optimizer
-from drnet_jax.checkpoint import Checkpoints, Meta, Progress, open_existing, preprocessing
+from drnet_jax.checkpoint import Checkpoints, Meta, Progress, open_existing
 from drnet_jax.config import STAGES, Config
 from drnet_jax.config_check import parse
 from drnet_jax.data.loader import check_source, train_batches
 from drnet_jax.data.protocol import Source
+from drnet_jax.data.transforms import preprocessing
 from drnet_jax.devices import Programs, check_batch, data_mesh, put_batch, replicated
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
@@ -247,7 +248,7 @@ def _save(run: _Run, state: AdaptState, params: Tree, batch_stats: Tree, done: i
         model, {"step": state.step, "opt_state": state.opt_state},
         dataclasses.replace(
             run.meta, stage=STAGES[0], step=run.first + done, stage_end=done == run.steps,
-            metrics={}, bucket_sizes={}, prices=[], preprocessing=preprocessing(run.meta.config),
+            metrics={}, bucket_sizes={}, preprocessing=preprocessing(run.meta.config),
             progress=Progress(run.first, examples, len(run.source), run.source.fingerprint),
         ),
     )

@@ -140,7 +140,7 @@ def _inference(
     price = jax.ShapeDtypeStruct((), np.float32)
     yield choose_program(drnet, target.mesh, size), (*predictor, images, costs, price)
     slots = jax.ShapeDtypeStruct((size,), np.int32)
-    yield append_program(target.mesh, size), (images, images, slots)
+    yield append_program(target.mesh, size, size), (images, images, slots)
     for index, key in enumerate(drnet.norm_keys):
         program = classify_program(drnet, target.mesh, index, size)
         yield program, (only(params, key), only(stats, key), images)

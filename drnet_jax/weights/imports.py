@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from drnet_jax.checkpoint import Checkpoints, Meta, Progress, newest, preprocessing
+from drnet_jax.checkpoint import Checkpoints, Meta, Progress, newest
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.imagenet import synsets
+from drnet_jax.data.transforms import preprocessing
 from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.drnet import PREDICTOR, DRNet, Tree
 from drnet_jax.errors import UserError
