@@ -161,9 +161,9 @@ class Model:
         budget = self.budget if budget is None else float(budget)
         if not budget:
             return 0.0 if kind == "router" else self.dial(kind, "budget").most_accurate()
-        each = (*self.costs.classifier, self.costs.predictor)
         return self.dial(kind, "budget").at_cost(
-            budget, each, "config.budget (or --budget)", lambda found: f"{found / GIGA:.4g} G"
+            budget, self.costs.networks, "config.budget (or --budget)",
+            lambda found: f"{found / GIGA:.4g} G",
         )
 
     def kind(self, kind: str | None = None) -> str:

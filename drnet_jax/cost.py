@@ -59,6 +59,11 @@ class Costs:
         return (*map(str, self.resolutions), *[PREDICTOR] * self.classifies)
 
     @property
+    def networks(self) -> tuple[int, ...]:
+        """Multiply-adds of a pass at each resolution, and of the predictor, [R + 1]."""
+        return (*self.classifier, self.predictor)
+
+    @property
     def added(self) -> tuple[int, ...]:
         """Multiply-adds that each option adds to the predictor's, [O]: its own answer adds none."""
         return (*self.classifier, *[0] * self.classifies)

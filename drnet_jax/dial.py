@@ -17,6 +17,21 @@ from drnet_jax.routing import Cascade
 Policy = float | Cascade  # the price at which options are charged, or a cascade
 
 
+def policy_to_json(policy: Policy) -> dict[str, Any]:
+    """{"price": ...} or {"cascade": {...}}."""
+    if isinstance(policy, Cascade):
+        return {"cascade": dataclasses.asdict(policy)}
+    return {"price": policy}
+
+
+def policy_from_json(values: Mapping[str, Any]) -> Policy:
+    """The inverse of `policy_to_json`; what else there is is not looked at."""
+    cascade = values.get("cascade")
+    return values["price"] if cascade is None else Cascade(
+        tuple(cascade["options"]), cascade["rule"], cascade["threshold"]
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """A policy, and what images told of it."""
@@ -31,21 +46,12 @@ class Setting:
         return float(np.dot(self.passes, each))
 
     def to_json(self) -> dict[str, Any]:
-        policy = self.policy
-        cascade = isinstance(policy, Cascade)
-        return {
-            **({"cascade": dataclasses.asdict(policy)} if cascade else {"price": policy}),
-            "passes": list(self.passes), "top1": self.top1,
-        }
+        return policy_to_json(self.policy) | {"passes": list(self.passes), "top1": self.top1}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Setting":
         """The inverse of `to_json`."""
-        cascade = values.get("cascade")
-        policy = values["price"] if cascade is None else Cascade(
-            tuple(cascade["options"]), cascade["rule"], cascade["threshold"]
-        )
-        return cls(policy, tuple(values["passes"]), values["top1"])
+        return cls(policy_from_json(values), tuple(values["passes"]), values["top1"])
 
 
 @dataclasses.dataclass(frozen=True)

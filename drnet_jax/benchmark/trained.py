@@ -171,9 +171,9 @@ def _ways(
         yield known("fixed", name, None, policies.fixed(table, costs, option)), Way(fixed=option)
     if len(costs.options) == 1:
         return
-    each = (*costs.classifier, costs.predictor)
     for kind in POLICIES[not model.predictor_trained :]:
-        cheapest, *_, dearest = (setting.cost(each) for setting in model.dial(kind).settings)
+        settings = model.dial(kind).settings
+        cheapest, *_, dearest = (setting.cost(costs.networks) for setting in settings)
         for budget in np.linspace(cheapest, dearest, BUDGETS).tolist():
             policy = model.policy(budget, kind=kind)
             outcome = policies.outcome(table, costs, policy)

@@ -23,7 +23,7 @@ from drnet_jax.bundle import predict
 from drnet_jax.checkpoint import Meta
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs
-from drnet_jax.dial import Dials, Policy, Setting
+from drnet_jax.dial import Dials, Policy
 from drnet_jax.drnet import PREDICTOR, DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.graphs import networks
@@ -106,13 +106,12 @@ def _manifest(
     contents: Contents, costs: Costs, named: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     meta = contents.meta
-    setting = Setting(contents.policy, (), 0.0).to_json()
     return {
         "format": VERSION, "drnet_jax": __version__, "jax": jax.__version__,
         "classes": list(contents.classes), "options": list(costs.options),
         "charged": [float(each) for each in costs.charged],
         "multiply_adds": {"classifier": list(costs.classifier), "predictor": costs.predictor},
-        "policy": {name: setting[name] for name in ("price", "cascade") if name in setting},
+        "policy": dial.policy_to_json(contents.policy),
         "dials": dial.to_json(contents.dials),
         "preprocessing": meta.preprocessing, "networks": named, "checkpoint": meta.to_json(),
     }
@@ -138,7 +137,7 @@ def read(path: str) -> tuple[Contents, dict[str, Any]]:
     return Contents(
         meta=meta, classes=classes, variables=(tree["params"], tree["batch_stats"]),
         dials=dial.from_json(manifest["dials"]),
-        policy=Setting.from_json(manifest["policy"] | {"passes": (), "top1": 0.0}).policy,
+        policy=dial.policy_from_json(manifest["policy"]),
     ), manifest
 
 

@@ -92,7 +92,10 @@ class Bundle:
         import onnxruntime
 
         graph = checked(self.directory, files["onnx"], self.manifest)
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        # Several graphs take turns: threads of one that spin would keep those of the next waiting.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 

@@ -67,7 +67,7 @@ class Service:
             token: that changes the budget; None: nobody does.
         """
         self.model, self.limits, self._kind, self._token = model, limits, kind, token
-        costs = [setting.cost(self._each) for setting in self.settings] or [0.0]
+        costs = [setting.cost(model.costs.networks) for setting in self.settings] or [0.0]
         if limits.p95 is not None:  # no limit has nothing to give up
             budget = budget or costs[-1]
         self.governor = Governor(self._policy_at, budget, costs[0], limits.p95)
@@ -81,10 +81,6 @@ class Service:
               lambda: self.governor.present)
         gauge("drnet_budget_given_up", "Share of the way from the configured budget to the "
               "cheapest that load has taken.", lambda: self.governor.level)
-
-    @property
-    def _each(self) -> tuple[int, ...]:
-        return (*self.model.costs.classifier, self.model.costs.predictor)
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -224,7 +220,7 @@ class Service:
             },
             "budget": self.governor.budget / GIGA, "in_force": self.governor.present / GIGA,
             "budgets": [
-                {"budget": setting.cost(self._each) / GIGA, "top1": setting.top1}
+                {"budget": setting.cost(self.model.costs.networks) / GIGA, "top1": setting.top1}
                 for setting in self.settings
             ],
             "runtime": self.model.runtime.name,
