@@ -20,6 +20,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "budget": 2.8,  # mean cost in 1e9 multiply-adds, predictor included; 0: none ("gumbel")
         # Parameters, sums of gradients, statistics and logits are float32 in any case.
         "dtype": "float32",  # compute type: "bfloat16" for GPUs and TPUs, "float32" for CPUs
+        "sync_norm": False,  # BatchNorms of training see a bucket of all devices, not of their own
         "init_from": "",  # workdir of a run, or of an import, whose weights to begin with; "": none
         "data": {
             "name": "imagenet2012",  # tfds data set, "folder", or "records" (converted Parquet)
@@ -30,6 +31,8 @@ def get_config(argument: str = "") -> ConfigDict:
             "images_per_class": 0,  # training images to keep of each class; 0: all
             "crop_area": (0.08, 1.0),  # random-resized crop: range of the share of the image's area
             "crop_ratio": (0.75, 4 / 3),  # random-resized crop: range of width / height
+            "max_bad": 0.0,  # images that may be unreadable: a number, or below 1 a share; 0: none
+            "timeout": 300.0,  # seconds to wait for a batch of images; 0: for ever
             "workers": 0,  # decoding processes per host; 0 decodes in threads only
             "threads": 16,  # decoding threads per process
         },
@@ -104,6 +107,7 @@ def get_config(argument: str = "") -> ConfigDict:
         },
         "checkpoint": {
             "every_steps": 1000,  # steps between checkpoints, besides the end of each stage
+            "every_minutes": 30.0,  # minutes after which there is one at the next log line; 0: none
             "keep": 3,  # how many of the latest to keep; the best is kept besides
         },
     })

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from drnet_jax.checkpoint import Meta
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.loader import check_source

@@ -10,6 +10,7 @@ from typing import Any
 
 GIGA = 1e9  # the unit of config.budget and config.router.gumbel.alpha
 STAGES = ("pretrain", "finetune")
+AXIS = "data"  # of the mesh of devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Data:
     images_per_class: int
     crop_area: tuple[float, ...]
     crop_ratio: tuple[float, ...]
+    max_bad: float
+    timeout: float
     workers: int
     threads: int
 
@@ -122,6 +125,7 @@ class Evaluation:
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     every_steps: int
+    every_minutes: float
     keep: int
 
 
@@ -135,6 +139,7 @@ class Config:
     resolutions: tuple[int, ...]
     budget: float
     dtype: str
+    sync_norm: bool
     init_from: str
     data: Data
     preprocessing: Preprocessing

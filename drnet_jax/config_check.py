@@ -24,6 +24,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "log_every": (1, 10**6),
     "budget": (0, 10**6),
     "data.images_per_class": (0, 10**6),
+    "data.max_bad": (0, 10**9),
+    "data.timeout": (0, 10**6),
     "data.workers": (0, 256),
     "data.threads": (1, 1024),
     "preprocessing.val_crop": (POSITIVE, 1),
@@ -56,6 +58,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluation.every_epochs": (POSITIVE, 10**5),
     "evaluation.speed_images": (1, 2**14),
     "checkpoint.every_steps": (1, 10**9),
+    "checkpoint.every_minutes": (0, 10**6),
     "checkpoint.keep": (1, 10**6),
 }
 

@@ -5,15 +5,11 @@ ahead of time, once, and announced.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import os
-import re
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,71 +17,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drnet_jax.config import AXIS
 from drnet_jax.errors import UserError, first_line
 from drnet_jax.ops import traced_for_mesh
-
-AXIS = "data"
-HOSTS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
-def join_hosts(seconds: int = 300) -> None:
-    """Joins the processes of all hosts into one run.
-
-    JAX finds them by itself on TPU slices and under Slurm and the like; elsewhere the variables of
-    HOSTS say who they are. Ends the process, with one line and status 2, if not all have come after
-    so many seconds.
-
-    Raises:
-        UserError: if a variable is wrong, or missing where JAX finds nothing by itself.
-    """
-    address = os.environ.get(HOSTS[0])
-    if address is not None and not re.fullmatch(r"\S+:\d{1,5}", address):
-        raise UserError(f"{HOSTS[0]}: expected HOST:PORT, received {address!r}")
-    count = _number(HOSTS[1], 1, 10**6)
-    index = _number(HOSTS[2], 0, (count or 10**6) - 1)
-    try:
-        with _ending_after(
-            seconds,
-            f"--distributed: not all of the {count or ''} processes came to "
-            f"{address or 'the first'} within {seconds} s; expected each to be running, with its "
-            f"own {HOSTS[2]}, and {HOSTS[0]} to be that of process 0 and open to all",
-        ):
-            # JAX itself reads the address; where its own time is up it aborts with a C++ stack.
-            jax.distributed.initialize(
-                num_processes=count, process_id=index, initialization_timeout=seconds + 60
-            )
-    except Exception as error:  # each kind of cluster that JAX looks for has errors of its own
-        missing = [name for name in HOSTS if name not in os.environ]
-        raise UserError(
-            f"--distributed: expected a TPU slice, Slurm or the like, or the variables "
-            f"{', '.join(HOSTS)}{'; missing: ' * bool(missing)}{', '.join(missing)} "
-            f"({first_line(error)})"
-        ) from error
-
-
-def _number(name: str, low: int, high: int) -> int | None:
-    text = os.environ.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise UserError(f"{name}: expected a number from {low} to {high}, received {text!r}")
-    return int(text)
-
-
-@contextlib.contextmanager
-def _ending_after(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process, status 2, if what runs within takes longer; nothing else can stop it."""
-    def end() -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def found_devices() -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from drnet_jax import images, models, resolutions, routing
-from drnet_jax.config import Config
+from drnet_jax.config import AXIS, Config
 from drnet_jax.models.norm import MOMENTS
 
 Tree = Any  # a nested dict of arrays
@@ -55,10 +55,11 @@ class DRNet:
         """
         classifier, sizes = config.classifier, config.resolutions
         seen, classifies = config.predictor.resolution, config.predictor.classifies
+        axis = AXIS if config.sync_norm else ""
         return cls(
-            classifier=models.build_classifier(classifier, classes, config.dtype, sizes),
+            classifier=models.build_classifier(classifier, classes, config.dtype, sizes, axis),
             predictor=models.build_predictor(
-                config.predictor, len(sizes) + classifies, classes, config.dtype, (seen,)
+                config.predictor, len(sizes) + classifies, classes, config.dtype, (seen,), axis
             ),
             resolutions=sizes,
             norm_keys=resolutions.norm_keys(sizes, classifier.resolution_aware_norm),

@@ -12,3 +12,11 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The gist of an error of a library, whose messages can be long, or empty."""
     return (str(error) or repr(error)).splitlines()[0]
+
+
+class Stopped(Exception):
+    """A run was asked to stop, has saved what it has done, and ends; `status` is the process's."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

@@ -8,7 +8,8 @@ import jax
 
 from drnet_jax import transfer
 from drnet_jax.bundle import files
-from drnet_jax.checkpoint import Meta, find_checkpoint, is_checkpoint
+from drnet_jax.checkpoints.existing import find_checkpoint, is_checkpoint
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.dial import Dials
 from drnet_jax.errors import UserError

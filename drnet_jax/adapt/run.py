@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from drnet_jax.adapt.step import AdaptState, adapt_program, begin, make_optimizer
-from drnet_jax.checkpoint import Checkpoints, Meta, Progress, open_existing
+from drnet_jax.checkpoints.existing import open_existing
+from drnet_jax.checkpoints.manager import Checkpoints
+from drnet_jax.checkpoints.meta import Meta, Progress
 from drnet_jax.config import STAGES, Config
 from drnet_jax.config_check import parse
 from drnet_jax.data.loader import check_source, train_batches
@@ -23,6 +25,9 @@ from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.errors import UserError
 from drnet_jax.formatting import by_option
 from drnet_jax.resolutions import norm_keys
+from drnet_jax.train.bad_images import BadImages
+from drnet_jax.train.lock import locked
+from drnet_jax.train.stopping import Stopping
 from drnet_jax.train.telemetry import Telemetry
 
 SETTINGS = "adapt.json"  # in the workdir: of what was last begun there
@@ -45,7 +50,9 @@ class Settings:
         return max(1, round(self.epochs * images / self.batch_size))
 
 
-def adapt(workdir: str, source: Source, settings: Settings) -> None:
+def adapt(
+    workdir: str, source: Source, settings: Settings, stopping: Stopping | None = None
+) -> None:
     """Adapts the network of a workdir's newest checkpoint, and saves it as the next checkpoint.
 
     A run that was stopped goes on where it was, given the same settings and images.
@@ -54,22 +61,28 @@ def adapt(workdir: str, source: Source, settings: Settings) -> None:
         workdir: of a finished run, or of an import.
         source: the images to learn from; their labels are not looked at.
         settings: of the run; its classes must be those of the network.
+        stopping: says when to stop before the end; None: never.
 
     Raises:
-        UserError: if the checkpoint, the settings or the images do not fit, before anything is
-            written.
+        UserError: if the checkpoint, the settings or the images do not fit, or another run writes
+            to the workdir, before anything is written.
+        Stopped: if it was asked to stop; what it has done is saved.
     """
-    run = _open(os.path.expanduser(workdir), source, settings)
+    workdir = os.path.expanduser(workdir)
     with contextlib.ExitStack() as closing:
+        if jax.process_index() == 0 and Path(workdir).is_dir():
+            closing.enter_context(locked(Path(workdir)))
+        run = _open(workdir, source, settings)
         closing.callback(run.programs.close)
         closing.callback(run.checkpoints.close)
-        closing.callback(run.telemetry.close)
-        _steps(run)
+        closing.enter_context(run.telemetry)
+        _steps(run, stopping or Stopping())
         run.checkpoints.wait()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
+    workdir: str
     settings: Settings
     source: Source
     first: int  # step of the checkpoint that is adapted
@@ -115,14 +128,16 @@ def _open(workdir: str, source: Source, settings: Settings) -> _Run:
     finally:
         reading.close()
     telemetry = Telemetry(workdir)
-    checkpoints = Checkpoints(workdir, 1, (first, first + settings.steps(len(source))), write=True)
+    ends = first, first + settings.steps(len(source))
+    checkpoints = Checkpoints(workdir, 1, ends, write=True)
     if jax.process_index() == 0:
         text = json.dumps(wanted | {"first_step": first}, indent=2)
         (Path(workdir) / SETTINGS).write_text(text + "\n")
     telemetry.open(newest.step)
+    meta = dataclasses.replace(meta, config=config)
     return _Run(
-        settings, source, first, dataclasses.replace(meta, config=config), drnet, variables,
-        checkpoints, telemetry, Programs(telemetry.compiled), going_on,
+        workdir, settings, source, first, meta, drnet, variables, checkpoints, telemetry,
+        Programs(telemetry.compiled), going_on,
     )
 
 
@@ -173,7 +188,7 @@ def _adapted(meta: Meta, settings: Settings) -> Config:
     return parse(values)
 
 
-def _steps(run: _Run) -> None:
+def _steps(run: _Run, stopping: Stopping) -> None:
     settings, telemetry, mesh = run.settings, run.telemetry, data_mesh()
     optimizer = make_optimizer(settings.learning_rate, run.steps)
     among = [run.meta.classes.index(name) for name in settings.classes]
@@ -193,19 +208,26 @@ def _steps(run: _Run) -> None:
             f"adapting {', '.join(resolutions)} px to {run.drnet.resolutions[0]} px, among "
             f"{len(among) or len(run.meta.classes)} classes, on {len(run.source)} images"
         )
+        bad = BadImages(run.workdir, run.source, run.meta.config.data, telemetry)
         telemetry.begin("adapt", done, run.steps)
         while done < run.steps:
-            batch = put_batch(mesh, {"image": next(batches)["image"]})
+            batch = next(batches)
+            bad.take_from(batch, run.first + done + 1)
+            batch = put_batch(mesh, {"image": batch["image"]})
             state, metrics = run.programs.run(program, state, params, batch_stats, batch["image"])
             window.append(metrics)
             done += 1
             telemetry.step()
-            saved = done == run.steps or done % SAVE_EVERY == 0
+            stopped = stopping.after(run.first + done) and done < run.steps
+            saved = stopped or done == run.steps or done % SAVE_EVERY == 0
             if saved or done % LOG_EVERY == 0:
                 _log(run, done, jax.tree.map(np.asarray, window), resolutions)
                 window = []
             if saved:
                 _save(run, state, params, batch_stats, done)
+            if stopped:
+                run.checkpoints.wait()
+                raise stopping.stopped(run.first + done)
         telemetry.end()
 
 

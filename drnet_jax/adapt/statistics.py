@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax.checkpoint import Checkpoints, Meta, open_existing
+from drnet_jax.checkpoints.existing import open_existing
+from drnet_jax.checkpoints.manager import Checkpoints
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.cost import model_costs
 from drnet_jax.data.protocol import Source
 from drnet_jax.data.transforms import Square

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from drnet_jax import __version__, dial
 from drnet_jax.bundle import predict
-from drnet_jax.checkpoint import Meta
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.config import Config
 from drnet_jax.cost import Costs
 from drnet_jax.dial import Dials, Policy

@@ -8,13 +8,17 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import textwrap
-from typing import NoReturn
+import traceback
+from logging import LogRecord, getLogger
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from drnet_jax.errors import UserError
+from drnet_jax.errors import Stopped, UserError, first_line
+from drnet_jax.hosts.join import others
 
 COMMANDS = {
     "train": "train both stages, or go on where a stopped run left off (the default)",
@@ -35,12 +39,13 @@ COMMANDS = {
 
 # Files, a model, or tables and figures, besides flags.
 TAKING_NAMES = ("predict", "serve", "load-test", "import-torch", "reproduce")
-# A disk, a quota or a limit is full.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A disk, a quota or a limit is full; or nothing may be written there.
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Runs `argv`, by default this process's own, and exits with the status of `run`."""
+    sys.unraisablehook = _print_unraisable
     sys.exit(run(sys.argv if argv is None else argv))
 
 
@@ -49,48 +54,90 @@ def run(argv: list[str]) -> int:
 
     Returns:
         The exit status: 0; 2 after a wrong flag or a UserError, of which `error: ...` is printed
-        to stderr; 1 if whoever read stdout has left. Any other exception is a defect of ours and
-        keeps its traceback.
+        to stderr; 1 if whoever read stdout has left; 130 after Ctrl-C. Any other exception is a
+        defect of ours and keeps its traceback.
     """
-    # orbax tells every rename it makes at INFO.
+    # orbax tells every rename it makes at INFO, and at ERROR, with a stack, what it raises as well.
     logging.set_verbosity(logging.WARNING)
+    for name in ("absl", "asyncio"):
+        getLogger(name).addFilter(_is_news)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Into a log file, too, the lines of a long run are to be seen as they come. And what
             # a terminal has no letters for is escaped: no report is to end at a plus-minus sign.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        name, rest = _command(argv[1:])
-        if name is None:
-            print(_overview())
-            return 0
-        argv = [argv[0], *_last_of_each_override(rest)]
-        values = flags.FlagValues()
-        module = importlib.import_module(f"drnet_jax.commands.{name.replace('-', '_')}")
-        command = module.define(values, argv)
-        if {"-h", "--help"} & set(argv):
-            print(_help(module.__doc__, values))
-            return 0
-        positional = _parse(values, argv)[1:]
-        if name in TAKING_NAMES:
-            command(positional)
-            return 0
-        if positional:
-            raise UserError(f"expected --flags only, received {positional[0]!r}; see --help")
-        command()
+        _run(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # as in `drnet predict ... | head`
         _drop_output()
         return 1
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in UNWRITTEN:
             raise
         _drop_output()
-        print(f"error: a file could not be written ({error}); make room", file=sys.stderr)
-        return 2
+        remedy = "make it writable" if error.errno in UNWRITTEN[3:] else "make room"
+        print(f"error: a file could not be written ({error}); {remedy}", file=sys.stderr)
+        return _ended(2, str(error))
+    except Exception as error:
+        if watch := others():  # who would wait for this one for ever
+            if type(error).__name__ == "JaxRuntimeError":
+                watch.outlast()  # it may be that one of them is gone, which is told then
+            traceback.print_exc()
+            _ended(1, first_line(error))
+        raise
     return 0
+
+
+def _run(argv: list[str]) -> None:
+    name, rest = _command(argv[1:])
+    if name is None:
+        print(_overview())
+        return
+    argv = [argv[0], *_last_of_each_override(rest)]
+    values = flags.FlagValues()
+    module = importlib.import_module(f"drnet_jax.commands.{name.replace('-', '_')}")
+    command = module.define(values, argv)
+    if {"-h", "--help"} & set(argv):
+        print(_help(module.__doc__, values))
+        return
+    positional = _parse(values, argv)[1:]
+    if name in TAKING_NAMES:
+        command(positional)
+        return
+    if positional:
+        raise UserError(f"expected --flags only, received {positional[0]!r}; see --help")
+    command()
+
+
+def _is_news(record: LogRecord) -> bool:
+    by_orbax = "orbax" in record.pathname or "orbax" in record.getMessage()
+    return not (record.exc_info and by_orbax)
+
+
+def _print_unraisable(unraisable: Any) -> None:
+    # When one write of a checkpoint has failed, TensorStore's threads find, for each of the others,
+    # that orbax does not wait for it any more.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _ended(status: int, message: str) -> int:
+    """The status, unless there are other hosts, which are told; then this process ends here."""
+    if watch := others():
+        watch.fail(message)
+        # Not by way of JAX, which would wait for the others.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _drop_output() -> None:

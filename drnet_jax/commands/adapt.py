@@ -13,7 +13,8 @@ from absl import flags
 
 from drnet_jax.adapt.run import Settings, adapt
 from drnet_jax.adapt.statistics import recalibrate
-from drnet_jax.checkpoint import Meta, newest
+from drnet_jax.checkpoints.existing import newest
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.commands.shared import (
     define_classes,
     define_distributed,
@@ -23,6 +24,7 @@ from drnet_jax.commands.shared import (
 from drnet_jax.data.sources import Source, open_source
 from drnet_jax.data.unlabelled import UnlabelledSource
 from drnet_jax.errors import UserError
+from drnet_jax.train.stopping import Stopping
 
 DEFAULT = Settings(resolutions=())
 
@@ -78,9 +80,9 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         source = UnlabelledSource(str(folder)) if folder else open_source(meta.config.data, True)
         if jax.process_index() == 0:
             print(*source.notes, sep="\n", end="\n" * bool(source.notes), flush=True)
-        adapt(where, source, Settings(
-            sizes, among, epochs.value, batch.value, rate.value
-        ))
+        settings = Settings(sizes, among, epochs.value, batch.value, rate.value)
+        with Stopping() as stopping:
+            adapt(where, source, settings, stopping)
 
     return command
 

@@ -8,7 +8,7 @@ import jax
 from absl import flags
 
 from drnet_jax.api import Model, load
-from drnet_jax.checkpoint import is_checkpoint
+from drnet_jax.checkpoints.existing import is_checkpoint
 from drnet_jax.commands.shared import (
     define_classes,
     define_config,
@@ -97,8 +97,14 @@ def announce_ignored(saved: Config, config: Config) -> None:
 def write(
     folder: Path, model: Model, source: Source, found: Evaluation, with_curve: bool
 ) -> None:
-    """Prints the tables and writes all files: figures first, and pictures last."""
+    """Prints the tables, which no disk can keep back, and writes all files, pictures last."""
     print(text_report(found.report))
+    swept = None
+    if with_curve:
+        swept = curve.sweep(
+            found.table, model.costs, model.config.seed, model.config.evaluation.rule
+        )
+        print("\n" + curve.text_of(swept))
     drnet = model.engine.drnet
     (folder / "eval.json").write_text(json.dumps(found.report, indent=2) + "\n")
     write_dials(folder / DIALS, model.dials_of(found.table), model.meta.step, model.classes)
@@ -111,12 +117,8 @@ def write(
             path, found.table, found.routed, found.sample, drnet, model.classes
         ),
     }
-    if with_curve:
-        swept = curve.sweep(
-            found.table, model.costs, model.config.seed, model.config.evaluation.rule
-        )
+    if swept:
         curve.write(swept, folder)
-        print("\n" + curve.text_of(swept))
         pictures["curve.png"] = lambda path: curve.draw(swept, path, model.predictor_trained)
     for name, draw in pictures.items():
         try:

@@ -19,8 +19,9 @@ from drnet_jax.config_check import parse
 from drnet_jax.config_files import load
 from drnet_jax.data.sources import open_source, resolve_classes
 from drnet_jax.data.subset import classes_named
-from drnet_jax.devices import found_devices, join_hosts
+from drnet_jax.devices import found_devices
 from drnet_jax.errors import UserError, first_line
+from drnet_jax.hosts.join import VARIABLES, join
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -102,13 +103,13 @@ def define_distributed(values: FlagValues) -> Callable[[], None]:
     devices they compute."""
     holder = flags.DEFINE_bool(
         "distributed", False, "Join the processes of several hosts (TPU pods, Slurm, or the "
-        "variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
+        f"variables {', '.join(VARIABLES)}).",
         flag_values=values,
     )
 
     def start() -> None:
         if holder.value:
-            join_hosts()
+            join()
         announce_devices()
 
     return start

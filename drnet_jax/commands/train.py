@@ -7,6 +7,7 @@ from absl import flags
 
 from drnet_jax.commands.shared import define_config, define_distributed, define_workdir
 from drnet_jax.train.loop import train
+from drnet_jax.train.stopping import Stopping
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
@@ -19,6 +20,10 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         "changed-data", False, "Go on although the training images have changed since the newest "
         "checkpoint: with the new ones, from the next epoch on.", flag_values=values,
     )
+    stopped_status = flags.DEFINE_integer(
+        "stopped_status", 0, "Exit status of a run that was asked to stop, by SIGTERM or SIGHUP, "
+        "and has saved.", 0, 255, flag_values=values,
+    )
     start = define_distributed(values)
 
     def command() -> None:
@@ -26,6 +31,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         start()
         if jax.process_index() == 0:
             print(checked.to_json())
-        train(checked, where, warm_up.value, changed_data.value)
+        with Stopping(stopped_status.value) as stopping:
+            train(checked, where, warm_up.value, changed_data.value, stopping)
 
     return command

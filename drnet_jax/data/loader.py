@@ -5,8 +5,6 @@ example's position in the endless global stream. So they depend neither on which
 decodes it, nor on how many of them, or how many hosts, there are.
 """
 
-import dataclasses
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +15,9 @@ from absl import flags
 
 from drnet_jax import config
 from drnet_jax.data import transforms
+from drnet_jax.data.examples import Bad, EvalExample, TrainExample
 from drnet_jax.data.sources import Source
-from drnet_jax.errors import UserError
+from drnet_jax.data.waiting import next_batch
 
 Batch = dict[str, np.ndarray]
 
@@ -40,8 +39,9 @@ def train_batches(
         batch_size: examples per batch of this host, B.
 
     Returns:
-        An iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B]},
-        `index` the example's place in the source. Its state, {"examples": n}, is the number of
+        An iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B],
+        "bad": int32 [B]}, `index` the example's place in the source, and `bad` that of the one in
+        whose place it is (see `TrainExample`). Its state, {"examples": n}, is the number of
         examples that all hosts together have consumed; setting it continues with the same batches,
         also under another number of workers, hosts or examples per batch. Any n will do for any
         source: to go on with a data set that has changed, set {"examples": epoch * len(source)},
@@ -49,12 +49,15 @@ def train_batches(
         at the end.
 
     Raises:
-        UserError: from `next`, if an image cannot be decoded; the message names it.
+        UserError: from `next`, if an image cannot be read, unless `data.max_bad`, which is named;
+            and as `next_batch`.
     """
     # Grain seeds epoch e with (seed + e) mod 2^32; hashing keeps runs of neighbouring seeds from
     # sharing them.
     shuffle_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2)
-    augmented = _TrainExample(source, size, data.crop_area, data.crop_ratio)
+    augmented = TrainExample(
+        source, size, data.crop_area, data.crop_ratio, pass_over=data.max_bad > 0
+    )
     stream = (
         grain.MapDataset.range(len(source))
         .shuffle(seed=int(shuffle_seed))
@@ -63,10 +66,10 @@ def train_batches(
     )
 
     def start_at(position: int) -> grain.DatasetIterator[Batch]:
-        share = stream[position + process_index :: process_count]
+        share = _HostShare(stream, position, batch_size, process_index, process_count)
         return iter(_batched(share, batch_size, data))
 
-    return _TrainIterator(start_at, batch_size * process_count)
+    return _TrainIterator(start_at, batch_size * process_count, data)
 
 
 def eval_batches(
@@ -89,22 +92,26 @@ def eval_batches(
     Yields:
         {"image": uint8 [B, size, size, 3], "label": int32 [B], "index": int32 [B], "mask": bool
         [B], "needed_scale": float32 [B], 0 where it is not known}. The mask is False in the
-        rows that fill up the last batch, which are copies of its first row.
+        rows that fill up the last batch, and in those of images that could not be read, which are
+        copies of the first row.
 
     Raises:
-        UserError: if an image cannot be decoded; the message names it.
+        UserError: if more images than `data.max_bad` cannot be read, of which one is named; and as
+            `next_batch`.
     """
     share = range(process_index, len(source), process_count)
     if not share:
         return
-    count = -(-len(share) // batch_size)
+    count, bad = -(-len(share) // batch_size), Bad(source, data.max_bad)
     # Padding without end: workers make whole batches, and Grain leaks memory when it reads an end.
     rows = grain.MapDataset.range(sys.maxsize).map(
-        _EvalExample(source, size, square, share)
+        EvalExample(source, size, square, share, pass_over=data.max_bad > 0)
     )
     batches = iter(_batched(rows, batch_size, data))
     try:
-        for batch in map(_own, itertools.islice(batches, count)):
+        for batch in (_own(next_batch(batches, data)) for _ in range(count)):
+            for name, why in bad.add(batch.pop("bad")):
+                print(f"warning: left out {name}: {why}", file=sys.stderr)
             padding = ~batch["mask"]
             if padding.any():
                 for name in batch.keys() - {"mask"}:
@@ -118,9 +125,11 @@ def check_source(source: Source, data: config.Data, size: int, count: int = 8) -
     """Makes training examples of the first few images, to fail before long work starts.
 
     Raises:
-        UserError: if one of them cannot be decoded, or has a label that is no class.
+        UserError: if one of them cannot be read, or has a label that is no class.
     """
-    augmented = _TrainExample(source, size, data.crop_area, data.crop_ratio)
+    if data.max_bad:  # which is counted as they come
+        return
+    augmented = TrainExample(source, size, data.crop_area, data.crop_ratio, pass_over=False)
     for index in range(min(count, len(source))):
         augmented(index, np.random.default_rng(0))
 
@@ -154,6 +163,29 @@ def _own(batch: Batch) -> Batch:
     }
 
 
+class _HostShare(grain.MapDataset):
+    """A host's rows of each global batch, which follow one another and those of the host before.
+
+    So row by row a global batch is the same on any number of hosts.
+    """
+
+    def __init__(
+        self, parent: grain.MapDataset, start: int, batch_size: int, process: int, processes: int
+    ):
+        super().__init__(parent)
+        self._start, self._batch_size = start + process * batch_size, batch_size
+        self._global_batch = processes * batch_size
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            return self.slice(position)
+        batch, row = divmod(position, self._batch_size)
+        return self._parent[self._start + batch * self._global_batch + row]
+
+
 class _WorkerOrder(grain.MapDataset):
     """Reorders examples so that with W workers the batches are the same as with none.
 
@@ -184,10 +216,11 @@ class _TrainIterator(grain.DatasetIterator[Batch]):
     """
 
     def __init__(
-        self, start_at: Callable[[int], grain.DatasetIterator[Batch]], examples_per_batch: int
+        self, start_at: Callable[[int], grain.DatasetIterator[Batch]], examples_per_batch: int,
+        data: config.Data,
     ):
         super().__init__()
-        self._start_at = start_at
+        self._start_at, self._data = start_at, data
         self._examples_per_batch = examples_per_batch
         self._examples = 0
         self._batches = None
@@ -195,7 +228,7 @@ class _TrainIterator(grain.DatasetIterator[Batch]):
     def __next__(self) -> Batch:
         self._assert_not_closed()
         self.start_prefetch()
-        batch = _own(next(self._batches))
+        batch = _own(next_batch(self._batches, self._data))
         self._examples += self._examples_per_batch
         return batch
 
@@ -219,62 +252,3 @@ class _TrainIterator(grain.DatasetIterator[Batch]):
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainExample:
-    """Reads, decodes and augments the example at an index of the source."""
-
-    source: Source
-    size: int
-    crop_area: tuple[float, ...]
-    crop_ratio: tuple[float, ...]
-
-    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
-        image, example = _read(self.source, index)
-        image = transforms.random_resized_crop(
-            image, rng, self.size, self.crop_area, self.crop_ratio
-        )
-        return {
-            "image": transforms.random_flip(image, rng),
-            "label": np.int32(example["label"]),
-            "index": np.int32(index),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalExample:
-    """Reads, decodes and crops one example of this host's share, or makes a row of padding."""
-
-    source: Source
-    size: int
-    square: transforms.Square
-    share: range
-
-    def __call__(self, position: int) -> Batch:
-        row = {"mask": np.bool_(position < len(self.share))}
-        if row["mask"]:
-            index = self.share[position]
-            image, example = _read(self.source, index)
-            image = transforms.resize_and_centre_crop(image, self.square, self.size)
-        else:  # overwritten in `eval_batches`
-            index, image = 0, np.zeros((self.size, self.size, 3), np.uint8)
-            example = {"label": 0}
-        return row | {
-            "image": image, "label": np.int32(example["label"]), "index": np.int32(index),
-            "needed_scale": np.float32(example.get("needed_scale", 0)),
-        }
-
-
-def _read(source: Source, index: int) -> tuple[np.ndarray, Any]:
-    """Returns the decoded image, uint8 [H, W, 3], and the example; errors name the example."""
-    try:
-        example = source[index]
-        if not 0 <= example["label"] < len(source.classes):
-            raise UserError(
-                f"expected a label from 0 to {len(source.classes) - 1}, "
-                f"received {example['label']} (is this split labelled?)"
-            )
-        return transforms.decode(example["image"]), example
-    except UserError as error:
-        raise UserError(f"{source.key(index)}: {error}") from error

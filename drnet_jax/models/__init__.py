@@ -53,12 +53,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 @functools.cache  # so that networks compare equal
-def _norm(zero_init: bool, fixed_statistics: bool) -> Callable[..., nn.Module]:
-    return functools.partial(BatchNorm, zero_init=zero_init, fixed_statistics=fixed_statistics)
+def _norm(**fields: Any) -> Callable[..., nn.Module]:
+    return functools.partial(BatchNorm, **fields)
 
 
 def build_classifier(
-    classifier: Classifier, classes: int, dtype: str, sizes: tuple[int, ...] = ()
+    classifier: Classifier, classes: int, dtype: str, sizes: tuple[int, ...] = (), axis: str = ""
 ) -> nn.Module:
     """The classifier: images [S, H, W, 3] -> float32 logits [S, C].
 
@@ -68,16 +68,19 @@ def build_classifier(
         classes: C.
         dtype: of its convolutions, "float32" or "bfloat16".
         sizes: H and W of the images that it is to see, for `check_network`; none to leave that out.
+        axis: of the mesh, over which norms are synchronised; "" where they are not.
 
     Raises:
         UserError: if `classifier.name` names no network, or one that will not do.
     """
-    norm = _norm(classifier.zero_init, classifier.fixed_statistics)
+    norm = {"zero_init": classifier.zero_init, "fixed_statistics": classifier.fixed_statistics,
+            "axis": axis}
     return _build(classifier, "classifier.name", classes, dtype, sizes, norm, masked=True)
 
 
 def build_predictor(
-    predictor: Predictor, options: int, classes: int, dtype: str, sizes: tuple[int, ...] = ()
+    predictor: Predictor, options: int, classes: int, dtype: str, sizes: tuple[int, ...] = (),
+    axis: str = "",
 ) -> nn.Module:
     """The predictor: images [B, H, W, 3] -> float32 logits [B, O] of the options (Eq. 1).
 
@@ -88,22 +91,24 @@ def build_predictor(
         options: O.
     """
     outputs = classes + options if predictor.classifies else options
-    network = _build(predictor, "predictor.name", outputs, dtype, sizes, BatchNorm, masked=False)
+    norm = {"axis": axis}
+    network = _build(predictor, "predictor.name", outputs, dtype, sizes, norm, masked=False)
     return ClassifyingPredictor(network, classes, options) if predictor.classifies else network
 
 
 def _build(
     wanted: Classifier | Predictor, key: str, classes: int, dtype: str, sizes: tuple[int, ...],
-    norm: Callable[..., nn.Module], masked: bool,
+    norm: dict[str, Any], masked: bool,
 ) -> nn.Module:
     factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
     address = f"config.{key}: {wanted.name!r}"
-    network = call_factory(
-        factory, address, width=wanted.width, classes=classes, norm=norm, dtype=jnp.dtype(dtype)
+    make = functools.partial(
+        call_factory, factory, address, width=wanted.width, classes=classes, dtype=jnp.dtype(dtype)
     )
-    if sizes:
+    if sizes:  # outside of any mesh
+        network = make(norm=_norm(**norm | {"axis": ""}))
         check_network(network, address, classes, sizes, masked)
-    return network
+    return make(norm=_norm(**norm))
 
 
 def _load(name: str, key: str) -> Any:

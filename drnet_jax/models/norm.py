@@ -28,6 +28,9 @@ class BatchNorm(nn.Module):
     With `fixed_statistics` it normalises by the running statistics in training, too, and its
     moments are of no value at all, by which nothing is updated.
 
+    With an `axis` of the mesh that a step is mapped over, it normalises by the mean and variance of
+    the rows of all devices, as one device would that has them all.
+
     Networks mark the norm that ends a residual branch, `ends_branch`; with `zero_init` its scale
     begins at 0, so that each block begins as its shortcut.
     """
@@ -37,6 +40,7 @@ class BatchNorm(nn.Module):
     ends_branch: bool = False
     zero_init: bool = False
     fixed_statistics: bool = False
+    axis: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -63,6 +67,10 @@ class BatchNorm(nn.Module):
         elif train:
             moments, batch_mean, batch_var = _moments(x, mask, mean)
             self._hand_out(moments)
+            if self.axis:
+                moments = jax.lax.psum(moments, self.axis)
+                offset, batch_var = _mean_and_variance(moments)
+                batch_mean = mean + offset
             mean = jnp.where(moments["count"] < 2, mean, batch_mean)
             var = jnp.where(moments["count"] < 2, var, batch_var)
         # One multiply-add per element, whatever the number of per-channel terms.

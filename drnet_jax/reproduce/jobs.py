@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drnet_jax import config_files
-from drnet_jax.checkpoint import Meta, newest
+from drnet_jax.checkpoints.existing import newest
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.config import STAGES, Config
 from drnet_jax.config_check import parse
 from drnet_jax.errors import UserError

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnet_jax.checkpoint import Checkpoints
+from drnet_jax.checkpoints.manager import Checkpoints
 from drnet_jax.data.sources import Source
 from drnet_jax.drnet import Tree
 from drnet_jax.errors import UserError

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from drnet_jax.checkpoint import Meta, Progress
+from drnet_jax.checkpoints.meta import Meta, Progress
 from drnet_jax.config import STAGES, Config
 from drnet_jax.data.loader import train_batches
 from drnet_jax.data.transforms import preprocessing
@@ -22,11 +22,13 @@ from drnet_jax.train.optimizer import learning_rate
 from drnet_jax.train.run import Run, open_run
 from drnet_jax.train.state import TrainState, create_state
 from drnet_jax.train.step import batch_shapes
+from drnet_jax.train.stopping import Stopping
 from drnet_jax.train.telemetry import HINT, Window
 
 
 def train(
-    config: Config, workdir: str, warm_up: bool = False, changed_data: bool = False
+    config: Config, workdir: str, warm_up: bool = False, changed_data: bool = False,
+    stopping: Stopping | None = None,
 ) -> None:
     """Runs both stages, from the newest checkpoint in `workdir` if there is one.
 
@@ -36,18 +38,20 @@ def train(
         warm_up: whether to compile every program of training before the first step, and to use all
             bucket sizes from there on (which a run that goes on from here does, too).
         changed_data: whether to go on, from the next epoch, with other training images than before.
+        stopping: says when to stop before the end; None: never.
 
     Raises:
         UserError: if data, checkpoints or devices do not fit the config (before anything is
-            compiled or written), if a number stops being finite, or if a checkpoint cannot be
-            written.
+            compiled or written), if another run writes to the workdir, if a number stops being
+            finite, or if a checkpoint cannot be written.
+        Stopped: if it was asked to stop; what it has done is saved.
     """
-    run = open_run(config, workdir, changed_data)
     with contextlib.ExitStack() as closing:
+        run = open_run(config, workdir, closing, changed_data, stopping or Stopping())
         # Last, as it may have to wait for the compiler.
         closing.callback(run.programs.close)
         closing.callback(run.checkpoints.close)
-        closing.callback(run.telemetry.close)
+        closing.enter_context(run.telemetry)
         steps = {
             stage: run.step(stage, all_sizes=warm_up)
             for stage in run.spans if config.stage(stage).epochs
@@ -136,6 +140,7 @@ def _steps(
     while number < span.last:
         began = time.perf_counter()
         batch = next(batches)
+        run.bad_images.take_from(batch, number + 1)
         for_data, compiling = time.perf_counter() - began, run.programs.waited
         index = batch.pop("index")
         batch = put_batch(run.mesh, batch)
@@ -148,7 +153,8 @@ def _steps(
 
         place = number - span.first
         validated = number == span.last or (place + span.ahead) % validation_steps == 0
-        saved = validated or number % config.checkpoint.every_steps == 0
+        stopped = run.stopping.after(number)
+        saved = stopped or validated or run.saving.due(number)
         # Also before a save, so that a run that goes on from there logs what this one would.
         if saved or number % config.log_every == 0:
             behind.settle()
@@ -165,6 +171,9 @@ def _steps(
                 metrics = _validate(run, stage, state, number) if validated else {}
                 _save(run, stage, step, state, batches, number, metrics)
             window.clear()
+        if stopped and number < run.last:
+            run.checkpoints.wait()
+            raise run.stopping.stopped(number)
     telemetry.end()
     return state
 
@@ -204,6 +213,7 @@ def _save(
     number: int, metrics: dict[str, Any],
 ) -> None:
     """Begins to write a checkpoint; `metrics` are those of the validation, if there was one."""
+    run.saving.saved()
     span = run.spans[stage]
     of_buckets = step.sizes.by_resolution(run.drnet.resolutions) if stage == STAGES[1] else {}
     run.checkpoints.save(state.model, state.training, Meta(

@@ -16,7 +16,7 @@ def learning_rate(stage: Stage, steps_per_epoch: int, ahead: int = 0) -> optax.S
 
     "steps" is a factor every `decay_epochs` (section 4.1); "cosine" falls from the end of the
     warm-up to 0 at the end of the stage. It is `ahead` steps ahead of those that are counted (see
-    `drnet_jax.checkpoint.Progress`).
+    `drnet_jax.checkpoints.meta.Progress`).
     """
     rate, warm = stage.learning_rate, max(1, round(stage.warmup_epochs * steps_per_epoch))
     warmup = optax.linear_schedule(0, 1, warm)

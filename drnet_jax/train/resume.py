@@ -12,7 +12,8 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from drnet_jax.checkpoint import Meta, Progress, newest, open_existing
+from drnet_jax.checkpoints.existing import newest, open_existing
+from drnet_jax.checkpoints.meta import Meta, Progress
 from drnet_jax.config import STAGES, Config
 from drnet_jax.data.sources import Source
 from drnet_jax.devices import replicated

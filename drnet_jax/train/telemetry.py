@@ -146,12 +146,19 @@ class Telemetry:
         if self._active:
             self._tensorboard.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Flushes and closes everything, the bar of a stage that was cut short too."""
         if self._bar is not None:
             self._bar.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            try:
+                self._tensorboard.close()
+            except OSError:
+                if error is None:  # else what went wrong first is told
+                    raise
 
     def _plot(self, name: str, value: float) -> None:
         self._tensorboard.write_event(
@@ -161,8 +168,12 @@ class Telemetry:
     def _record(self, kind: str, values: dict[str, Any]) -> None:
         if self._active:
             line = {"kind": kind, "step": self._step, "time": time.time()} | values
-            with self._jsonl.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self._jsonl.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                error.filename = str(self._jsonl)  # which those of writing do not have
+                raise
 
 
 def _step_of(line: bytes) -> int | None:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from drnet_jax.checkpoint import Checkpoints, Meta, Progress, newest
+from drnet_jax.checkpoints.existing import newest
+from drnet_jax.checkpoints.manager import Checkpoints
+from drnet_jax.checkpoints.meta import Meta, Progress
 from drnet_jax.config import GIGA, STAGES, Config
 from drnet_jax.cost import Costs, model_costs
 from drnet_jax.data.imagenet import synsets

@@ -2,13 +2,13 @@
 
 A checkpoint holds three items: `model` (params, batch_stats), `training` (step, optimiser state,
 and the weights of which `model` may be an average) and `meta` (what it is: stage, config, classes,
-preprocessing, progress). Each is written under a temporary name and renamed when whole, so a kill
-never leaves half of one. Nothing in it depends on how many processes or devices wrote it.
+preprocessing, progress), and the digests of its files. Each is written under a temporary name and
+renamed when whole, so a kill never leaves half of one; one that is damaged later is found out, and
+the newest that is whole is taken. Nothing in it depends on how many processes or devices wrote it.
 """
 
-import dataclasses
+import errno
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,71 +19,18 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from drnet_jax import dial
-from drnet_jax.config import Config
-from drnet_jax.config_check import parse
+from drnet_jax.checkpoints import digests
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.devices import replicated
-from drnet_jax.dial import Dials
 from drnet_jax.drnet import DRNet, Tree
-from drnet_jax.errors import UserError
+from drnet_jax.errors import UserError, first_line
 
 FOLDER = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where in its stage, and in which training images, a run stands."""
-
-    first_step: int  # over all stages, the step after which the stage began
-    examples: int  # that all processes together have taken from the stage's stream of examples
-    images: int  # in the training split
-    fingerprint: str  # of their names, see `drnet_jax.data.sources.Source`
-    # Steps by which schedule and epochs are ahead of the steps of the stage: 0 until the training
-    # images change, and with them the steps of an epoch.
-    ahead: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """What a checkpoint is."""
-
-    stage: str
-    step: int  # over all stages
-    stage_end: bool  # whether it is the last of its stage
-    config: Config
-    classes: tuple[str, ...]
-    metrics: dict[str, Any]  # of the validation at this step; {} where there was none
-    bucket_sizes: dict[str, dict[str, int]]  # steps until each is in use (see `train.sizes`)
-    progress: Progress
-    preprocessing: dict[str, Any]  # that the networks expect, see `transforms.preprocessing`
-    # What a validation at this step found.
-    dials: Dials = dataclasses.field(default_factory=dict)
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        return self.config.resolutions
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {
-            "config": json.loads(self.config.to_json()),
-            "classes": list(self.classes), "resolutions": list(self.resolutions),
-            "dials": dial.to_json(self.dials),
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any], where: str) -> "Meta":
-        """The inverse of `to_json`; raises UserError, naming `where`, for another version's."""
-        try:
-            values = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-            return cls(**values | {
-                "config": parse(values["config"]), "classes": tuple(values["classes"]),
-                "progress": Progress(**values["progress"]),
-                "dials": dial.from_json(values["dials"]),
-            })
-        except (KeyError, TypeError, UserError) as error:
-            raise UserError(
-                f"{where}: expected a checkpoint of this version of drnet_jax ({error})"
-            ) from error
+REMEDIES = {
+    errno.ENOSPC: "Make room", errno.EDQUOT: "Make room", errno.EFBIG: "Allow larger files",
+    errno.EROFS: "Make it writable", errno.EACCES: "Make it writable",
+}
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what is being written
 
 
 class Checkpoints:
@@ -101,6 +48,7 @@ class Checkpoints:
                 written. Not for readers: the run may be alive, and writing.
         """
         self.directory = Path(workdir).absolute() / FOLDER
+        self._damage: dict[int, str | None] = {}  # of the steps that were looked at
         policies = checkpoint_managers
         kept = [
             policies.LatestN(keep),
@@ -117,6 +65,7 @@ class Checkpoints:
                     preservation_policy=policies.AnyPreservationPolicy(kept),
                     create=write,
                     cleanup_tmp_directories=write,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._digested),
                 ),
                 item_handlers={
                     "model": ocp.StandardCheckpointHandler(),
@@ -153,6 +102,12 @@ class Checkpoints:
             force=True,
         ))
 
+    def _digested(self) -> None:
+        """Adds the digests to what is written, before it has its final name."""
+        if jax.process_index() == 0:
+            for written in self.directory.glob(f"*{TEMPORARY}*"):
+                digests.write(written)
+
     def wait(self) -> None:
         """Returns when all is on disk; raises UserError as `save` does."""
         self._guarded(self._manager.wait_until_finished)
@@ -162,17 +117,30 @@ class Checkpoints:
         self._guarded(self._manager.close)
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        """The step of the newest checkpoint that is whole, or None."""
+        return next((step for step in reversed(self.steps()) if not self.damage(step)), None)
 
     def best(self) -> int | None:
-        """The step of the checkpoint that validated best, or None."""
-        ranks = {step: _rank(self.meta(step)) for step in self.steps()}
+        """The step of the checkpoint that validated best, of those that are whole, or None."""
+        ranks = {step: _rank(self.meta(step)) for step in self.steps() if not self.damage(step)}
         return max(ranks, key=ranks.get) if any(ranks.values()) else None
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints there are."""
-        return sorted(self._manager.all_steps())
+        """The steps of all checkpoints there are, damaged ones, too."""
+        return steps_in(self.directory)
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; None if it is whole."""
+        if step not in self._damage:
+            self._damage[step] = digests.damage(self.directory / str(step))
+        return self._damage[step]
+
+    def damaged(self) -> list[str]:
+        """Of the checkpoints that are not whole, what is wrong with each."""
+        return [
+            f"{self.directory / str(step)} is damaged: {found}"
+            for step in self.steps() if (found := self.damage(step))
+        ]
 
     def meta(self, step: int) -> Meta:
         """What the checkpoint of a step is."""
@@ -219,68 +187,28 @@ class Checkpoints:
             call()
         except (OSError, ValueError) as error:
             good = ", ".join(map(str, self.steps())) or "none"
-            there = isinstance(error, StepAlreadyExistsError)
-            remedy = "Use another --workdir" if there else "Make room"
             raise UserError(
-                f"{self.directory}: a checkpoint could not be written ({error}). "
-                f"Whole checkpoints: {good}. {remedy} and run the same command to go on."
+                f"{self.directory}: a checkpoint could not be written ({first_line(error)}). "
+                f"Whole checkpoints: {good}. {_remedy(error, self.directory)}, and run the same "
+                "command to go on"
             ) from error
 
 
-def newest(workdir: str) -> Meta | None:
-    """What the newest checkpoint of a run is; None if there is none. Creates nothing."""
-    if not (Path(workdir) / FOLDER).is_dir():
-        return None
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest()
-    meta = None if step is None else checkpoints.meta(step)
-    checkpoints.close()
-    return meta
+def steps_in(directory: Path) -> list[int]:
+    """The steps of all checkpoints that lie in a directory."""
+    names = (path.name for path in directory.glob("*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
-def is_checkpoint(path: str) -> bool:
-    """Whether a path is that of one checkpoint, `workdir/checkpoints/STEP`."""
-    directory = Path(path).absolute()
-    return directory.name.isdecimal() and directory.parent.name == FOLDER
-
-
-def find_checkpoint(path: str, which: str) -> tuple[Checkpoints, int]:
-    """The checkpoints of a run, opened for reading, and the step of the one that is meant.
-
-    Args:
-        path: a workdir, or a checkpoint's directory in it, `workdir/checkpoints/STEP`.
-        which: "last" or "best" of a workdir.
-
-    Raises:
-        UserError: if there is none.
-    """
-    directory = Path(path).absolute()
-    if is_checkpoint(path):
-        checkpoints = open_existing(str(directory.parents[1]))
-        step = int(directory.name) if int(directory.name) in checkpoints.steps() else None
-        expected = f"one of the steps {', '.join(map(str, checkpoints.steps()))}"
-    else:
-        checkpoints = open_existing(str(directory))
-        step = checkpoints.best() if which == "best" else checkpoints.latest()
-        expected = "one that was validated; take the last one with --checkpoint=last"
-    if step is None:
-        checkpoints.close()
-        raise UserError(f"{path}: no such checkpoint is there; expected {expected}")
-    return checkpoints, step
-
-
-def open_existing(workdir: str) -> Checkpoints:
-    """Opens the checkpoints of a run that has some; raises UserError if there is none."""
-    workdir = os.path.expanduser(workdir)
-    if not (Path(workdir) / FOLDER).is_dir():
-        raise UserError(
-            f"{workdir}: expected a working directory with checkpoints, found none; train first, "
-            "with --mode train and the same --workdir"
-        )
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest() is None:
-        raise UserError(f"{checkpoints.directory}: no checkpoint is whole; train first")
-    return checkpoints
+def _remedy(error: Exception, directory: Path) -> str:
+    """What to do where a checkpoint could not be written."""
+    if not directory.is_dir():
+        return "Put the workdir back, or use another"
+    if isinstance(error, StepAlreadyExistsError):
+        return "Use another --workdir"
+    # By its words, as TensorStore's errors have no number.
+    known = (remedy for code, remedy in REMEDIES.items() if os.strerror(code) in str(error))
+    return next(known, "Look at the disk")
 
 
 def _rank(meta: Meta) -> float:
