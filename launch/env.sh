@@ -4,6 +4,7 @@
 #   VENV           the virtual environment; default: .venv in the repository
 #   JAX_PLATFORMS  where JAX computes, such as "cpu", "cuda,cpu" or "tpu,cpu"; default: "cuda,cpu"
 #                  where nvidia-smi finds a GPU, and JAX's own choice elsewhere
+#   DRY_RUN        1: print what would be run
 
 # Paths in a launcher's arguments, and in these variables, are relative to the caller's directory.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit
@@ -41,3 +42,13 @@ case $JAX_PLATFORMS in
     export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
     ;;
 esac
+
+# Runs a command; with DRY_RUN=1 only prints it.
+run() {
+  if [[ ${DRY_RUN:-0} != 0 ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
