@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and `--update-golden`.
+"""Eight CPU devices for every test, `--update-golden` and `--thorough`.
 
 With TEST_PLATFORMS=cuda,cpu the tests run where that says (launch/gpu_check.sh does so).
 """
@@ -44,6 +44,25 @@ def pytest_addoption(parser):
         "--update-golden", action="store_true",
         help="rewrite tests/golden from what the code gives now, then read the difference",
     )
+    parser.addoption(
+        "--thorough", action="store_true",
+        help="also what takes minutes, as before a release: half an hour more",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "thorough: takes minutes, and runs with --thorough only")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("thorough") and not config.getoption("--thorough"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: with --thorough only"))
+
+
+@pytest.fixture
+def thorough(request):
+    return request.config.getoption("--thorough")
 
 
 @pytest.fixture

@@ -128,6 +128,6 @@ def settings(name: str, directory: Path, **overrides) -> config.Data:
         "name": name, "dir": str(directory), "train_split": "train",
         "val_split": "val" if name == "folder" else "validation", "classes": "",
         "images_per_class": 0, "crop_area": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3),
-        "workers": 0, "threads": 2,
+        "max_bad": 0.0, "timeout": 60.0, "workers": 0, "threads": 2,
     }
     return config.Data(**values | overrides)

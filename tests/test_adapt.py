@@ -19,7 +19,7 @@ from drnet_jax.adapt.statistics import Verdict, statistics
 from drnet_jax.adapt.statistics import _engine as make_engine
 from drnet_jax.adapt.statistics import _read as read
 from drnet_jax.adapt.step import AdaptState, adapt_program, begin, make_optimizer
-from drnet_jax.checkpoint import newest, open_existing
+from drnet_jax.checkpoints.existing import newest, open_existing
 from drnet_jax.data.folder import FolderSource
 from drnet_jax.data.transforms import Square
 from drnet_jax.data.unlabelled import UnlabelledSource

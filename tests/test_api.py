@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import drnet_jax
-from drnet_jax import api, checkpoint
+from drnet_jax import api, checkpoint, existing
 from drnet_jax.data.folder import FolderSource
 from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.dial import Dial, Setting
@@ -299,8 +299,8 @@ def test_a_tilde_is_the_home_directory(model, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/runs/a: expected a working directory"):
         drnet_jax.load("~/runs/a")
     with pytest.raises(UserError, match=f"^{tmp_path}/runs/a: expected a working directory"):
-        checkpoint.open_existing("~/runs/a")  # as config.init_from
-    with pytest.raises(UserError, match=f"can be made, received '{tmp_path}/file'"):
+        existing.open_existing("~/runs/a")  # as config.init_from
+    with pytest.raises(UserError, match=f"can be written, received '{tmp_path}/file'"):
         train(model.config, "~/file")
 
 

@@ -14,8 +14,9 @@ FILES = sorted((ROOT / "drnet_jax").rglob("*.py"))
 ORDER = [
     "errors", "config", "config_check", "config_files", "formatting",
     "ops", "images", "buckets", "resolutions", "routing", "models",
-    "drnet", "transfer", "products", "cost", "dial", "devices", "environment", "data",
-    "checkpoint", "weights", "graphs", "inference", "bundle", "opening", "evaluation", "api",
+    "drnet", "transfer", "products", "cost", "dial", "hosts", "devices",
+    "environment", "data", "checkpoints", "weights", "graphs", "inference", "bundle", "opening",
+    "evaluation", "api",
     "serve", "train", "adapt", "benchmark", "plan", "reproduce",
     "commands", "main", "__main__",
 ]

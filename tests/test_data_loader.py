@@ -24,7 +24,7 @@ def settings(directory, **overrides):
     values = {
         "name": "folder", "dir": str(directory), "train_split": "train", "val_split": "train",
         "classes": "", "images_per_class": 0, "crop_area": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3),
-        "workers": 0, "threads": 4,
+        "max_bad": 0.0, "timeout": 60.0, "workers": 0, "threads": 4,
     }
     return config.Data(**values | overrides)
 
@@ -98,6 +98,7 @@ def test_train_batch_shapes_and_labels(folder):
             "image": ((4, SIZE, SIZE, 3), np.uint8),
             "label": ((4,), np.int32),
             "index": ((4,), np.int32),
+            "bad": ((4,), np.int32),
         }
         np.testing.assert_array_equal(batch["label"], batch["index"] >= 7)
 
@@ -143,8 +144,8 @@ def test_hosts_share_the_stream_of_one(folder):
     shares = [train(folder, 6, batch_size=3, hosts=(host, 2)) for host in range(2)]
     for step in range(6):
         for name, array in whole[step].items():
-            both = np.stack([batches[step][name] for batches, _ in shares], axis=1)
-            np.testing.assert_array_equal(both.reshape(array.shape), array)
+            both = np.concatenate([batches[step][name] for batches, _ in shares])
+            np.testing.assert_array_equal(both, array)
     assert [state for _, state in shares] == [whole_state] * 2
 
 
@@ -189,7 +190,8 @@ def test_a_changed_data_set_goes_on_at_any_epoch(folder, tmp_path, hosts):
         )
         for host in range(hosts)
     ]
-    index = np.stack([joined(batches, "index") for batches, _ in begun], 1).ravel()
+    shares = (batches for batches, _ in begun)
+    index = np.concatenate([each["index"] for step in zip(*shares, strict=True) for each in step])
     np.testing.assert_array_equal(np.sort(index[: 2 * left].reshape(2, left)), [range(left)] * 2)
     # Where it would be after that many epochs of its own.
     whole = joined(train(tmp_path, 15, batch_size=3)[0], "index")

@@ -21,7 +21,7 @@ def settings(name, directory, train_split="train", val_split="val"):
     return config.Data(
         name=name, dir=str(directory), train_split=train_split, val_split=val_split,
         classes="", images_per_class=0, crop_area=(0.08, 1.0), crop_ratio=(0.75, 4 / 3),
-        workers=0, threads=2,
+        max_bad=0.0, timeout=60.0, workers=0, threads=2,
     )
 
 

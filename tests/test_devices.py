@@ -1,4 +1,4 @@
-"""Hosts that do not come, devices that are not there, and programs, which compile once."""
+"""Devices that are not there, and programs, which compile once."""
 
 import dataclasses
 import threading
@@ -9,79 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from drnet_jax import devices
 from drnet_jax.devices import Program, Programs
 from drnet_jax.inference.engine import predict_program
 from tests import runs
 from tests.tiny import mesh_of, random_batch, random_variables, tiny_drnet
-
-
-def variables_of_hosts(monkeypatch, values):
-    for name, value in zip(devices.HOSTS, values, strict=True):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize(("values", "message"), [
-    (("localhost:9999", "x", "0"), "JAX_NUM_PROCESSES: expected a number from 1 to 1000000, re"),
-    (("localhost:9999", "0", "0"), "JAX_NUM_PROCESSES: expected a number from 1"),
-    (("localhost:9999", "2", "2"), "JAX_PROCESS_ID: expected a number from 0 to 1, received '2'"),
-    (("localhost:9999", "2", "-1"), "JAX_PROCESS_ID: expected a number from 0 to 1, received '-1'"),
-    (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS: expected HOST:PORT, received 'localhost'"),
-    (("", "2", "0"), "JAX_COORDINATOR_ADDRESS: expected HOST:PORT, received ''"),
-])
-def test_wrong_variables_of_hosts(monkeypatch, capsys, tmp_path, values, message):
-    variables_of_hosts(monkeypatch, values)
-    assert runs.call("--distributed", *runs.arguments(tmp_path, tmp_path / "run")) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: {message}") and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-JOIN = """
-import os
-from drnet_jax import devices, errors
-
-for names in ([], devices.HOSTS[:1], devices.HOSTS[:2], devices.HOSTS[1:]):
-    values = dict(zip(devices.HOSTS, ("localhost:9999", "2", "0")))
-    os.environ.update({name: values[name] for name in names})
-    try:
-        devices.join_hosts()
-    except errors.UserError as error:
-        print(error)
-    for name in names:
-        del os.environ[name]
-"""
-
-
-def test_missing_variables_of_hosts_are_named():
-    """In a process of its own, as JAX is to find out by itself where it is."""
-    done = runs.python(JOIN)
-    assert done.stderr == ""
-    every_missing = (
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
-        "JAX_NUM_PROCESSES, JAX_PROCESS_ID", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS",
-    )
-    for line, missing in zip(done.stdout.splitlines(), every_missing, strict=True):
-        assert line.startswith("--distributed: expected a TPU slice, Slurm or the like, or the ")
-        assert f"; missing: {missing} (" in line
-
-
-@pytest.mark.parametrize("index", ["0", "1"])
-def test_hosts_that_nobody_else_joins_end_with_one_line(index):
-    """Process 0 waits for the other, and the other for an answer."""
-    with runs.socket_port() as port:
-        address = f"localhost:{port}"
-    done = runs.python(
-        "from drnet_jax import devices; devices.join_hosts(seconds=1)",
-        JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=index,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        f"error: --distributed: not all of the 2 processes came to {address} within 1 s; ")
-    assert done.stderr.count("\n") == 1
-
 
 FIND = """
 import jax

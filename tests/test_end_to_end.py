@@ -1,23 +1,19 @@
-"""Both stages, a kill at three moments, evaluation from the directory alone, and bad input."""
+"""Both stages, evaluation from the directory alone, and bad input."""
 
 import json
-import re
 import shutil
-import signal
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from drnet_jax.checkpoint import Checkpoints, Meta, newest, open_existing
-from drnet_jax.data.loader import train_batches
-from drnet_jax.data.sources import open_source
+from drnet_jax.checkpoints.existing import newest, open_existing
+from drnet_jax.checkpoints.manager import Checkpoints
+from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.data.subset import classes_named
 from drnet_jax.devices import data_mesh
-from drnet_jax.train import loop
 from tests import runs
-from tests.tiny import assert_equal
 
 
 def lines(workdir):
@@ -31,17 +27,6 @@ def final_parameters(workdir):
     model = checkpoints.restore_model(checkpoints.latest(), data_mesh(jax.devices()[:1]))
     checkpoints.close()
     return model
-
-
-def kill_when(process, condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -80,27 +65,6 @@ def test_a_run_leaves_what_it_promises(finished):
     assert Meta.from_json(json.loads(json.dumps(meta.to_json())), "") == meta
     assert (meta.progress.first_step, meta.progress.examples, meta.progress.images) == (18, 144, 48)
     checkpoints.close()
-
-
-def test_killed_three_times_a_run_ends_with_the_same_parameters(images, finished, tmp_path):
-    command = runs.arguments(images, tmp_path)
-
-    def reached(step):
-        return lambda: any(line["step"] >= step for line in lines(tmp_path))
-
-    kill_when(runs.start(*command), reached(6))  # in stage 1, after its first checkpoint
-    half_written = "checkpoints/*orbax-checkpoint-tmp*"
-    kill_when(  # while a checkpoint is being written
-        runs.start(*command), lambda: list(tmp_path.glob(half_written)) and reached(11)()
-    )
-    kill_when(runs.start(*command), reached(26))  # in stage 2
-    status, out, err = runs.run(*command)
-    assert status == 0, err
-    assert "going on from step" in out
-    assert_equal(final_parameters(tmp_path), final_parameters(finished))
-    # The record has no gap and no repetition either.
-    steps = [line["step"] for line in lines(tmp_path) if line["kind"] == "train"]
-    assert steps == list(range(1, 37))
 
 
 def test_evaluation_needs_nothing_but_the_workdir(finished):
@@ -234,66 +198,6 @@ def test_a_collapsed_router_is_told_with_a_hint(images, tmp_path, capsys):
     assert last["mix"]["16"] == 1.0
 
 
-def test_two_processes_train_and_evaluate_together_and_one_goes_on(
-    images, tmp_path, monkeypatch,
-):
-    command = runs.arguments(images, tmp_path, {
-        "pretrain.epochs": 1, "finetune.epochs": 1, "log_every": 5, "resolutions": (32, 16)})
-    with runs.socket_port() as port:
-        address = f"localhost:{port}"
-
-    def both(*flags):
-        processes = [
-            runs.start(
-                *flags, "--distributed", JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(index),
-            )
-            for index in range(2)
-        ]
-        for process in processes:
-            _, err = process.communicate(timeout=200)
-            assert process.returncode == 0, err
-
-    both(*command)
-    # Every fifth step, and before every checkpoint: no step is left out.
-    logged = [line["step"] for line in lines(tmp_path) if line["kind"] == "train"]
-    assert logged == [4, 5, 6, 8, 10, 12]
-    both("--mode", "eval", "--workdir", str(tmp_path))
-    assert json.loads((tmp_path / "eval.json").read_text())["images"] == 15
-
-    # One process goes on from the checkpoint in mid-stage, with the images that are next.
-    shutil.rmtree(tmp_path / "checkpoints" / "12")
-    seen = []
-    monkeypatch.setattr(loop, "train_batches", lambda *args, **options: Watched(
-        train_batches(*args, **options), seen))
-    assert runs.call(*command) == 0
-    meta = newest(str(tmp_path))
-    assert (meta.step, meta.progress.examples) == (12, 48)
-    data = meta.config.data
-    stream = train_batches(
-        open_source(data, True), data, size=32, batch_size=8, seed=2 * 3 + 1)
-    expected = [next(stream)["index"].tolist() for _ in range(6)]
-    stream.close()
-    assert seen == expected[2:]
-    steps = [line["step"] for line in lines(tmp_path) if line["kind"] == "train"]
-    assert steps == logged
-
-
-class Watched:
-    """Batches, and the images that were in them."""
-
-    def __init__(self, batches, seen):
-        self._batches, self._seen = batches, seen
-
-    def __next__(self):
-        batch = next(self._batches)
-        self._seen.append(batch["index"].tolist())
-        return batch
-
-    def __getattr__(self, name):
-        return getattr(self._batches, name)
-
-
 def refused(capsys, *flags):
     """What stderr says of a command that is refused before anything is compiled."""
     assert runs.call(*flags) == 2
@@ -383,33 +287,3 @@ def test_a_predictor_that_turns_nan_stops_the_run_and_is_never_saved(
     assert "the sum of the predictor's logits of step 2 is nan" in err
     assert "The last good checkpoint is that of step 1" in err
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_parameters(tmp_path)))
-
-
-FULL_DISK = """
-import dataclasses, os, resource
-from drnet_jax.checkpoint import Checkpoints
-from drnet_jax.devices import data_mesh
-from drnet_jax.errors import UserError
-
-checkpoints = Checkpoints(os.environ["WORKDIR"], keep=3, write=True)
-meta = checkpoints.meta(checkpoints.latest())
-params, batch_stats = checkpoints.restore_model(meta.step, data_mesh())
-# It fails writes as a full disk does, and needs neither one nor a privilege.
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    checkpoints.save(
-        {"params": params, "batch_stats": batch_stats}, {},
-        dataclasses.replace(meta, step=meta.step + 1))
-    checkpoints.wait()
-except UserError as error:
-    print(error, flush=True)
-os._exit(0)  # orbax's threads would wait for the rest of the checkpoint
-"""
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    done = runs.python(FULL_DISK, WORKDIR=str(tmp_path / "run"))
-    assert "a checkpoint could not be written" in done.stdout, done.stderr
-    assert re.search(r"Whole checkpoints: .*36\. Make room", done.stdout)
-    assert_equal(final_parameters(tmp_path / "run"), final_parameters(finished))

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import drnet_jax
-from drnet_jax.checkpoint import newest, open_existing
+from drnet_jax.checkpoints.existing import newest, open_existing
 from drnet_jax.config_check import parse
 from drnet_jax.data.imagenet import synsets
 from drnet_jax.devices import data_mesh

@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -102,9 +104,10 @@ def test_versions_agree():
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_syntax(script):
-    result = run("bash", "-n", str(script))
-    assert result.returncode == 0, result.stderr
+def test_script_is_sound(script):
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    result = run(str(shellcheck), "--external-sources", "--source-path=SCRIPTDIR", str(script))
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("script", [*LAUNCHERS, ROOT / ".ci/run"], ids=lambda path: path.name)
@@ -213,7 +216,7 @@ def test_demo_installs_trains_and_evaluates_where_it_was_called_from(clone):
     )
     assert clone.launch("demo.sh", "--config.seed=3") == [
         *clone.installs(""),
-        f"[-m][drnet_jax.main][--mode=train]{arguments}",
+        f"[-m][drnet_jax.main][--mode=train][--stopped_status=75]{arguments}",
         f"[-m][drnet_jax.main][--mode=eval]{arguments}",
     ]
 
@@ -242,7 +245,7 @@ def test_a_virtual_environment_is_relative_to_the_caller(clone):
 def test_train_stops_when_training_fails(clone):
     clone.launch("setup.sh")
     assert clone.launch("train.sh", STATUS="2") == [
-        f"[-m][drnet_jax.main][--mode=train] in {clone.parent}"]
+        f"[-m][drnet_jax.main][--mode=train][--stopped_status=75] in {clone.parent}"]
 
 
 @pytest.mark.parametrize(("torch", "extras"), [("", "[dev]"), ("0", "[dev]"), ("1", "[dev,torch]")])
@@ -344,26 +347,115 @@ def test_tpu_runs_the_commit_on_a_worker_with_the_arguments_unharmed(clone):
     worker.mkdir()
     # Copies to, and runs on, a worker whose home directory is `worker`.
     program(clone.parent / "bin/gcloud", f"""
+        taken='{clone.parent}/taken'  # away, before it is trained on for the first time
+        echo "$@" | head -1 >>'{clone.parent}/asked'
         case $4 in
             scp) cp "$5" '{worker}'/"${{6#slice:}}" ;;
             ssh) HOME='{worker}' bash -c "${{8#--command=}}" ;;
+            describe) [[ -e $taken ]] && echo ACTIVE || echo SUSPENDED ;;
+            create) touch "$taken" ;;
         esac
+        [[ $4 != scp || -e $taken ]]
     """)
     program(clone.parent / "bin/python3", "exit 0")
     arguments = ["--config=configs/a.py", "--workdir=/shared/a b", "--config.data.dir=$HOME;'"]
     calls = clone.launch(
-        "tpu.sh", *arguments, TPU_NAME="slice", ZONE="z", VENV=str(clone.path / ".venv")
+        "tpu.sh", "train", *arguments, TPU_NAME="slice", ZONE="z", TYPE="v5litepod-16", SPOT="1",
+        VENV=str(clone.path / ".venv"),
     )
     flags = "[--distributed]" + "".join(f"[{argument}]" for argument in arguments)
     there = worker / "drnet_jax"
     assert calls == [
         clone.installs("[tpu]")[0].replace(str(clone.path), str(there)),
-        f"[-m][drnet_jax.main][--mode=train]{flags} in {there}",
+        f"[-m][drnet_jax.main][--mode=train][--stopped_status=75]{flags} in {there}",
         f"[-m][drnet_jax.main][--mode=eval]{flags} in {there}",
     ]
+    asked = [line.split()[2:5] for line in (clone.parent / "asked").read_text().splitlines()]
+    assert asked == [
+        ["tpu-vm", "scp", asked[0][2]], ["queued-resources", "describe", "slice"],
+        ["queued-resources", "delete", "slice"], ["queued-resources", "create", "slice"],
+        ["queued-resources", "describe", "slice"],
+        ["tpu-vm", "scp", asked[0][2]], ["tpu-vm", "ssh", "slice"]]
+
+
+DRY_RUNS = {
+    ("tpu.sh", "create"): [
+        "gcloud compute tpus queued-resources create slice --node-id=slice "
+        "--accelerator-type=v5litepod-16 --runtime-version=tpu-ubuntu2204-base --zone=z --spot "],
+    ("tpu.sh", "stop"): [
+        "gcloud compute tpus tpu-vm ssh slice --zone=z --worker=all "
+        "--command=pkill\\ -TERM\\ -f\\ \\\"\\[d\\]rnet_jax.main\\\" "],
+    ("tpu.sh", "fetch", "/shared/run", "here"): [
+        "gcloud compute tpus tpu-vm scp --recurse slice:/shared/run here --zone=z --worker=0 "],
+    ("tpu.sh", "delete"): [
+        "gcloud compute tpus queued-resources delete slice --zone=z --force --quiet "],
+    ("train.sh", "--config=a b"): [
+        "{root}/launch/setup.sh ",
+        "{root}/.venv/bin/python -m drnet_jax.main --mode=train --stopped_status=75 "
+        "--config=a\\ b ",
+        "{root}/.venv/bin/python -m drnet_jax.main --mode=eval --config=a\\ b "],
+    ("slurm.sh", "--config=c"): [
+        "{root}/launch/setup.sh ", "srun {root}/launch/train.sh --distributed --config=c "],
+}
+
+
+@pytest.mark.parametrize("words", DRY_RUNS, ids=" ".join)
+def test_a_dry_run_prints_what_would_be_run(clone, words):
+    name, *arguments = words
+    done = clone.run(
+        f"a clone/launch/{name}", *arguments, DRY_RUN="1", TPU_NAME="slice", ZONE="z",
+        TYPE="v5litepod-16", SPOT="1", SLURM_SUBMIT_DIR=str(clone.path), JAX_PLATFORMS="cpu")
+    quoted = str(clone.path).replace(" ", "\\ ")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        line.format(root=quoted) for line in DRY_RUNS[words]]
+
+
+def test_a_job_that_slurm_stops_is_queued_again(clone):
+    """By SIGTERM to the script, while it waits for what it has started."""
+    program(clone.parent / "bin/srun", f"""
+        trap 'echo stopped >>"{clone.log}"; exit 75' TERM
+        touch '{clone.parent}/started'
+        while :; do sleep 0.05; done
+    """)
+    program(clone.parent / "bin/scontrol", f"""echo "scontrol $@" >>'{clone.log}'""")
+    process = subprocess.Popen(
+        [str(clone.path / "launch/slurm.sh"), "--config=c"], env={
+            "PATH": f"{clone.parent / 'bin'}:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu",
+            "HOME": str(clone.parent), "SLURM_SUBMIT_DIR": str(clone.path), "SLURM_JOB_ID": "7"})
+    deadline = time.monotonic() + 30
+    while not (clone.parent / "started").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 75
+    assert clone.log.read_text().splitlines()[-2:] == ["stopped", "scontrol requeue 7"]
+
+
+# What a JobSet must have, of https://jobset.sigs.k8s.io and of Kubernetes' Job.
+def test_a_manifest_for_kubernetes(clone):
+    done = clone.run(
+        "a clone/launch/kubernetes.sh", "--config=it's", "--workdir=/shared/a b", DRY_RUN="1",
+        IMAGE="image:1", CLAIM="disk", PODS="3", GPUS="4")
+    assert done.returncode == 0, done.stderr
+    manifest = yaml.safe_load(done.stdout)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (train,) = manifest["spec"]["replicatedJobs"]
+    job = train["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 3
+    assert job["completionMode"] == "Indexed"  # else no pod knows its number
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][-2:] == ["--config=it's", "--workdir=/shared/a b"]
+    variables = {each["name"]: each for each in container["env"]}
+    assert variables["JAX_COORDINATOR_ADDRESS"]["value"] == "drnet-train-0-0.drnet:12321"
+    assert variables["JAX_NUM_PROCESSES"]["value"] == "3"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
+    mounted = {each["name"] for each in container["volumeMounts"]}
+    assert mounted == {each["name"] for each in pod["volumes"]}
 
 
 def test_tpu_says_what_is_missing(clone):
-    result = clone.run("a clone/launch/tpu.sh", TPU_NAME="slice")
+    result = clone.run("a clone/launch/tpu.sh", "train", TPU_NAME="slice")
     assert result.returncode != 0
     assert "ZONE" in result.stderr

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from drnet_jax.checkpoint import Progress, newest, open_existing
+from drnet_jax.checkpoints.existing import newest, open_existing
+from drnet_jax.checkpoints.meta import Progress
 from drnet_jax.devices import data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.train.optimizer import make_optimizer

@@ -95,16 +95,14 @@ def test_pretraining_and_a_single_candidate_cannot_collapse():
 
 @pytest.mark.parametrize("cut", ['{"kind": "train", "st', '{"step": 1, "mix": {"32": 0.5}'])
 def test_going_on_drops_later_and_broken_lines(tmp_path, cut):
-    log = opened(tmp_path)
-    for step in (1, 2, 3):
-        log.write("train", step, {"loss": 1.0})
-    log.compiled(Compilation("bucket 32px x8", 0.5, 0.5, False))
-    log.close()
+    with opened(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.write("train", step, {"loss": 1.0})
+        log.compiled(Compilation("bucket 32px x8", 0.5, 0.5, False))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(cut)
-    log = opened(tmp_path, 2)
-    log.write("train", 3, {"loss": 2.0})
-    log.close()
+    with opened(tmp_path, 2) as log:
+        log.write("train", 3, {"loss": 2.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert list((tmp_path / "tensorboard").glob("events*"))
@@ -117,13 +115,15 @@ def test_lines_that_are_not_ours_are_named_and_kept(tmp_path, capsys, strange):
     path = tmp_path / "metrics.jsonl"
     one, three = b'{"kind": "train", "step": 1}', b'{"kind": "train", "step": 3}'
     path.write_bytes(b"\n".join([one, strange, three, strange, b""]))
-    opened(tmp_path, 2).close()
+    with opened(tmp_path, 2):
+        pass
     assert path.read_bytes() == b"\n".join([one, strange, strange, b""])
     assert "metrics.jsonl: expected a record of a run in every line; left as they are: lines 2, 4" \
         in capsys.readouterr().out
     # A record at the end may lack no more than its end of line.
     path.write_bytes(one)
-    opened(tmp_path, 2).close()
+    with opened(tmp_path, 2):
+        pass
     assert path.read_bytes() == one + b"\n"
 
 
@@ -134,11 +134,10 @@ def test_tensorboard_has_what_a_kill_left_and_no_step_twice(tmp_path):
         killed.write("train", step, {"loss": 1.0})
     killed.flush()  # as at a checkpoint
     assert scalars(tmp_path) == [(1, 1.0), (2, 1.0), (3, 1.0)]
-    log = opened(tmp_path, 2)
-    log.write("train", 3, {"loss": 2.0})
-    log.close()
+    with opened(tmp_path, 2) as log:
+        log.write("train", 3, {"loss": 2.0})
     assert scalars(tmp_path) == [(1, 1.0), (2, 1.0), (3, 2.0)]
-    killed.close()
+    killed.__exit__(None, None, None)
 
 
 def opened(workdir, step=0):
@@ -170,10 +169,9 @@ def scalars(workdir):
 
 
 def test_a_compilation_is_recorded(tmp_path, capsys):
-    log = opened(tmp_path)
-    log.compiled(Compilation("route", 1.5, 1.5, False))
-    log.compiled(Compilation("bucket 32px x8", 2.5, 0.25, True))
-    log.close()
+    with opened(tmp_path) as log:
+        log.compiled(Compilation("route", 1.5, 1.5, False))
+        log.compiled(Compilation("bucket 32px x8", 2.5, 0.25, True))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["program"], line["seconds"], line["waited"]) for line in lines] == [
         ("compile", "route", 1.5, 1.5), ("compile", "bucket 32px x8", 2.5, 0.25)]
@@ -184,20 +182,18 @@ def test_a_compilation_is_recorded(tmp_path, capsys):
 
 
 def test_a_missed_budget_is_recorded_and_left_to_its_warning(tmp_path, capsys):
-    log = opened(tmp_path)
-    log.write("validation", 1, {"top1": 0.5, "missed": "the scores are all alike"})
-    log.close()
+    with opened(tmp_path) as log:
+        log.write("validation", 1, {"top1": 0.5, "missed": "the scores are all alike"})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["missed"]
     assert capsys.readouterr().out == "validation 1: top1 0.5\n"
 
 
 def test_a_missed_budget_is_a_warning(tmp_path, capsys):
     missed = {"top1": 0.5, "price": 0.1, "missed": "the scores are all alike"}
-    log = opened(tmp_path)
-    run = types.SimpleNamespace(
-        validation=lambda stage, state: missed, telemetry=log, checkpoints=None)
-    assert loop._validate(run, "finetune", None, 7) == missed
-    log.close()
+    with opened(tmp_path) as log:
+        run = types.SimpleNamespace(
+            validation=lambda stage, state: missed, telemetry=log, checkpoints=None)
+        assert loop._validate(run, "finetune", None, 7) == missed
     assert capsys.readouterr().out.splitlines()[1] == "warning: step 7: the scores are all alike"
 
 

@@ -1,0 +1,41 @@
+"""Leaks: a long run takes no more memory, files and threads than a short one."""
+
+import os
+from pathlib import Path
+
+from tests import runs
+from tests.processes import Running, ended, steps_told
+
+FROM = 500
+
+
+def taken(pid: int) -> dict[str, int]:
+    """What a process has: kB of memory, files, threads."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {
+        "memory": int(status["VmRSS"].split()[0]), "threads": int(status["Threads"]),
+        "files": len(os.listdir(f"/proc/{pid}/fd")),
+    }
+
+
+def test_nothing_grows(images, tmp_path, thorough):
+    """With checkpoints, validations and log lines as they come in a run."""
+    steps = 5000 if thorough else 1000
+    running = Running(runs.start(*runs.arguments(images, tmp_path, {
+        "log_every": 50, "checkpoint.every_steps": 250, "evaluation.every_epochs": 50,
+        "resolutions": (32, 16), "pretrain.epochs": 1, "finetune.epochs": steps / 6})))
+    found: dict[int, dict[str, int]] = {}
+
+    def over() -> bool:
+        told = steps_told(running.out)[-1:]
+        if told and told[0] >= FROM and told[0] not in found:
+            found[told[0]] = taken(running.pid)
+        return told >= [steps]
+
+    with ended(running):
+        running.waits_for(over)
+    first, *later = found.values()
+    for name, least in (("memory", 0), ("files", 2), ("threads", 2)):
+        most = max(each[name] for each in later)
+        assert most <= max(1.02 * first[name], first[name] + least), (name, first, later)
