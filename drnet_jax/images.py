@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnet_jax.ops import resize
+from drnet_jax.ops import in_graph, resize
 
 # Per-channel mean and deviation of ImageNet in [0, 255].
 MEAN = (123.675, 116.28, 103.53)
@@ -28,4 +28,7 @@ def view(
 ) -> jax.Array:
     """What a network at `size` sees of uint8 images [B, H, W, 3]: float32 [B, size, size, 3]."""
     # Resized first, there is less to normalise; the weights of a pixel sum to 1.
-    return normalise(resize(images, size, interpolation), mean, deviation)
+    resized = resize(images, size, interpolation)
+    if in_graph() and resized.shape != images.shape:  # its products leave the channels apart
+        return (resized - np.float32(mean)) / np.float32(deviation)
+    return normalise(resized, mean, deviation)

@@ -25,10 +25,15 @@ def pillow(image, size, method=Image.Resampling.BILINEAR):
     return np.stack(channels, -1)
 
 
+PLATFORMS = pytest.mark.parametrize("platform", ["cpu", "tpu", "graph"])
+
+
 @pytest.mark.parametrize("size", [168, 128, 112, 96])
-def test_resize_is_pillows_antialiased_bilinear(size):
+@PLATFORMS
+def test_resize_is_pillows_antialiased_bilinear(size, platform):
     batch = np.stack([PHOTO, NOISE])
-    found = np.asarray(jax.jit(images.resize, static_argnums=1)(batch.astype(np.float32), size))
+    with ops.traced_for(platform):
+        found = np.asarray(jax.jit(images.resize, static_argnums=1)(batch, size))
     assert found.shape == (2, size, size, 3)
     for image, resized in zip(batch, found, strict=True):
         np.testing.assert_allclose(resized, pillow(image, size), atol=5e-3)
@@ -39,7 +44,7 @@ def test_resize_is_pillows_antialiased_bilinear(size):
 
 
 @pytest.mark.parametrize("size", [168, 112, 96, 300])
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@PLATFORMS
 def test_bicubic_is_pillows_within_the_range_of_pixels(size, platform):
     edges = np.uint8(255) * (PHOTO > 127)
     with ops.traced_for(platform):
@@ -63,8 +68,10 @@ def test_normalise_by_hand():
     np.testing.assert_allclose(found[0, 0], [-mean / deviation, (1 - mean) / deviation], rtol=1e-5)
 
 
-def test_view_is_the_normalised_resize():
-    found = images.view(NOISE[None], 96)[0]
+@PLATFORMS
+def test_view_is_the_normalised_resize(platform):
+    with ops.traced_for(platform):
+        found = images.view(NOISE[None], 96)[0]
     assert found.dtype == jnp.float32
     expected = (pillow(NOISE, 96) - images.MEAN) / images.DEVIATION
     np.testing.assert_allclose(found, expected, atol=1e-4)

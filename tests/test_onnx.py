@@ -87,6 +87,13 @@ def test_operations(name):
     assert_same(lambda images: {"y": OPERATIONS[name](as_float(images))})
 
 
+def test_pixels_are_resized_as_they_lie():
+    """Lines of bytes, in bands; no image of full size is cast or transposed."""
+    found = assert_same(lambda images: {"y": ops.resize(images, 12)})
+    until_columns = found[: found.index("Concat")]
+    assert until_columns == ["Reshape", *["Slice", "Cast", "MatMul"] * 6]
+
+
 def test_what_scales_and_shifts_channels_is_folded_into_the_convolution():
     def normalised(images):
         x = ops.conv(as_float(images), WEIGHTS, 1)

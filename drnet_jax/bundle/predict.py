@@ -93,8 +93,8 @@ class Bundle:
 
         graph = checked(self.directory, files["onnx"], self.manifest)
         options = onnxruntime.SessionOptions()
-        # Several graphs take turns: threads of one that spin would keep those of the next waiting.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Graphs take turns: threads of one that spin on would keep those of the next waiting.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))

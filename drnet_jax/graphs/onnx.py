@@ -17,7 +17,7 @@ from drnet_jax.errors import UserError
 from drnet_jax.graphs.builder import Builder, Tensor, Value
 from drnet_jax.graphs.folding import fold
 from drnet_jax.graphs.operators import OPERATORS
-from drnet_jax.ops import plain_forms
+from drnet_jax.ops import traced_for
 
 SAME = ("stop_gradient", "copy", "copy_p", "optimization_barrier")  # hand on what they are given
 
@@ -37,7 +37,7 @@ def to_onnx(
     """
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-    with plain_forms():
+    with traced_for("graph"):
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(images)
     builder = Builder()
     image = Tensor("images", images.shape, tuple(range(1 + len(shape))))

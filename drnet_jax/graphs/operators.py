@@ -61,11 +61,18 @@ def _product(to: Builder, inputs: list[Value], shape: Shape, given: Given) -> Te
     contracted, batched = given["dimension_numbers"]
     by_weights = isinstance(x, Tensor) and not isinstance(y, Tensor) and y.ndim == 2
     if by_weights and len(contracted[0]) == 1 and not batched[0]:
-        # The axis that is summed goes last, all others stay in whatever order they are in.
         (axis,), (row,) = contracted
+        weights = y if row == 0 else y.T
         free = [each for each in x.order if each != axis]
-        name = to.add("MatMul", to.ordered(x, (*free, axis)).name, y if row == 0 else y.T)
-        return Tensor(name, shape, (*(sorted(free).index(each) for each in free), len(free)))
+        places = [*(sorted(free).index(each) for each in free), len(free)]  # in the result's shape
+        columns = x.shape[x.order[-1]]
+        if axis == x.order[-2] and isinstance(columns, int) and columns > len(weights):
+            # As it lies: of so many columns the product is quick enough.
+            name = to.add("MatMul", weights.T, x.name)
+            return Tensor(name, shape, (*places[:-2], places[-1], places[-2]))
+        # The axis that is summed goes last, all others stay in whatever order they are in.
+        name = to.add("MatMul", to.ordered(x, (*free, axis)).name, weights)
+        return Tensor(name, shape, tuple(places))
     letters = map(chr, itertools.count(ord("a")))
     of_x, of_y = ([next(letters) for _ in each.shape] for each in inputs)
     for mine, theirs in (*zip(*contracted, strict=True), *zip(*batched, strict=True)):

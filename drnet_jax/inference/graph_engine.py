@@ -62,8 +62,9 @@ class GraphEngine:
         return self._classifier(index)(batch)["log_p"]
 
     def append(self, queue: np.ndarray, batch: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        taken = slots < len(queue)
-        queue[slots[taken]] = batch[taken]
+        rows = np.flatnonzero(slots < len(queue))
+        for row in rows:  # one by one, without a copy of them all between
+            queue[slots[row]] = batch[row]
         return queue
 
     def cut(self, batch: np.ndarray, images: int) -> np.ndarray:

@@ -85,8 +85,8 @@ def _onnxruntime(graph: bytes) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
-    # Several graphs take turns: threads of one that spin would keep those of the next waiting.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Several graphs take turns: threads of one that spin on would keep those of the next waiting.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 

@@ -7,13 +7,14 @@ of the forms for CPUs. Axis letters are those of `drnet_jax.buckets`.
 """
 
 from drnet_jax.ops.convolution import conv, depthwise_conv, max_pool
-from drnet_jax.ops.forms import plain_forms, traced_for, traced_for_mesh
+from drnet_jax.ops.forms import in_graph, plain_forms, traced_for, traced_for_mesh
 from drnet_jax.ops.resizing import resize
 from drnet_jax.ops.sums import moments, scale_and_shift
 
 __all__ = [
     "conv",
     "depthwise_conv",
+    "in_graph",
     "max_pool",
     "moments",
     "plain_forms",

@@ -10,7 +10,8 @@ _platform = jax.make_user_context(None)
 
 
 def traced_for(platform: str) -> AbstractContextManager[None]:
-    """Traces operations in the forms for "cpu", "gpu" or "tpu", whatever devices there are here."""
+    """Traces operations in the forms for "cpu", "gpu" or "tpu", whatever devices there are here; or
+    for a "graph", which runtimes other than JAX run."""
     return _platform(platform)
 
 
@@ -22,6 +23,11 @@ def traced_for_mesh(mesh: Mesh) -> AbstractContextManager[None]:
 def plain_forms() -> AbstractContextManager[None]:
     """Traces operations as they are defined: for counting."""
     return _platform("none")
+
+
+def in_graph() -> bool:
+    """Whether to trace the form made for graphs, which other runtimes run."""
+    return _platform.value == "graph"
 
 
 def on_cpu() -> bool:

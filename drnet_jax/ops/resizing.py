@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnet_jax.ops.forms import on_cpu
+from drnet_jax.ops.forms import in_graph, on_cpu
 
 HIGHEST = jax.lax.Precision.HIGHEST  # pixels must not be rounded to bfloat16 or TF32
 
@@ -21,7 +21,8 @@ def resize(images: jax.Array, size: int, interpolation: str = "bilinear") -> jax
     if (height, width) == (size, size):
         return images.astype(jnp.float32)
     rows, columns = (_weights(old, size, interpolation) for old in (height, width))
-    resized = (_resize_on_cpu if on_cpu() else _resize)(images, rows, columns)
+    form = _resize_on_cpu if on_cpu() else _resize_in_graph if in_graph() else _resize
+    resized = form(images, rows, columns)
     return resized if min(rows.min(), columns.min()) >= 0 else jnp.clip(resized, 0, 255)
 
 
@@ -41,6 +42,17 @@ def _resize_on_cpu(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> 
         jnp.einsum("bsw,wt->bst", images[..., used], band, precision=HIGHEST)
         for used, band in _bands(np.kron(columns, np.eye(channels, dtype=np.float32)))
     ], axis=-1).reshape(batch, rows.shape[1], columns.shape[1], channels)
+
+
+def _resize_in_graph(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """`resize` by few operators: rows, in bands, of whole lines of bytes."""
+    batch, height, width, channels = images.shape
+    lines = images.reshape(batch, height, width * channels)
+    resized = jnp.concatenate([
+        jnp.einsum("hs,bhw->bsw", band, lines[:, used].astype(jnp.float32), precision=HIGHEST)
+        for used, band in _bands(rows)
+    ], axis=1).reshape(batch, rows.shape[1], width, channels)
+    return jnp.einsum("wt,bswc->bstc", columns, resized, precision=HIGHEST)
 
 
 def _bands(weights: np.ndarray, count: int = 6) -> list[tuple[slice, np.ndarray]]:
