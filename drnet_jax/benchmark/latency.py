@@ -189,12 +189,12 @@ def _stream(
 
 
 def _in_turns(found: Sequence[Case], repeats: int) -> list[list[float]]:
-    """Seconds of each call of each case; the first one is not in them."""
-    for case in found:
-        case.call()
+    """Seconds of each call of each case; the first one of each turn, which finds in caches what
+    another case has left there, is not in them."""
     seconds: list[list[float]] = [[] for _ in found]
     for _ in range(repeats):
         for case, times in zip(found, seconds, strict=True):
+            case.call()
             for _ in range(max(1, CALLS // max(1, case.size)) if case.size else 1):
                 began = time.perf_counter()
                 jax.block_until_ready(case.call())
