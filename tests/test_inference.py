@@ -15,6 +15,7 @@ from drnet_jax.evaluation import policies, runs
 from drnet_jax.evaluation import table as tables
 from drnet_jax.evaluation.table import Table, rank, tabulate
 from drnet_jax.inference.engine import Engine
+from drnet_jax.inference.graph_engine import GraphEngine
 from drnet_jax.inference.predict import Wording
 from drnet_jax.inference.queues import Queues, cascade, route
 from drnet_jax.routing import DONE, Cascade
@@ -297,6 +298,21 @@ def test_the_warm_up_compiles_all_that_batches_of_any_size_need(engine, announce
     names = ["append x8 to x8", "choose x8",
              *(f"classify {size}px x8" for size in (12, 16, 8)), "predict x8"]
     assert sorted(announced) == names
+
+
+def test_a_graph_is_built_once_however_its_option_is_counted(drnet, variables):
+    built = []
+
+    def build(graph):
+        built.append(len(graph))
+        return lambda images: {"scores": np.zeros((len(images), 4)), "log_p": images}
+
+    engine = GraphEngine(drnet, COSTS, variables, 8, build)
+    engine.warm_up()
+    assert len(built) == 4  # three sizes, and the predictor
+    for index in np.unique([0, 1, 2]):  # as queues count them
+        engine.classify(index, engine.empty())
+    assert len(built) == 4
 
 
 @pytest.mark.parametrize(

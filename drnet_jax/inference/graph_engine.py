@@ -59,7 +59,8 @@ class GraphEngine:
         return routing.choose_at(scores, self.costs.charged, price), scores, log_p
 
     def classify(self, index: int, batch: np.ndarray) -> np.ndarray:
-        return self._classifier(index)(batch)["log_p"]
+        # An integer of numpy is another key to `functools.cache`.
+        return self._classifier(int(index))(batch)["log_p"]
 
     def append(self, queue: np.ndarray, batch: np.ndarray, slots: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(slots < len(queue))
