@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import drnet_jax
-from drnet_jax import api, checkpoint, existing
+from drnet_jax import api
+from drnet_jax.checkpoints import existing, manager
 from drnet_jax.data.folder import FolderSource
 from drnet_jax.devices import data_mesh, replicated
 from drnet_jax.dial import Dial, Setting
@@ -228,12 +229,12 @@ def test_dials_of_an_earlier_validation_are_for_its_objective(
 
     def load(**changes):
         later = dataclasses.replace(checkpoint_of(model, **changes), metrics={}, dials={})
-        read = checkpoint.Checkpoints.meta
+        read = manager.Checkpoints.meta
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.Checkpoints, "steps", lambda self: [18, last, last + 1])
-            patch.setattr(checkpoint.Checkpoints, "meta", lambda self, step: (
+            patch.setattr(manager.Checkpoints, "steps", lambda self: [18, last, last + 1])
+            patch.setattr(manager.Checkpoints, "meta", lambda self, step: (
                 later if step > last else read(self, step)))
-            checkpoints = checkpoint.Checkpoints(str(evaluated))
+            checkpoints = manager.Checkpoints(str(evaluated))
             validated = checkpoints.validated(last + 1)
             checkpoints.close()
         dials = validated.dials if validated else {}
@@ -483,7 +484,7 @@ def test_the_best_checkpoint_is_the_most_accurate_of_those_that_route(model):
     def rank(stage, top1, dials=model.meta.dials):
         meta = dataclasses.replace(
             model.meta, stage=stage, dials=dials, metrics={"top1": top1} if top1 else {})
-        return checkpoint._rank(meta)
+        return manager._rank(meta)
 
     # With a predictor that classifies stage 1 routes, too.
     assert rank("pretrain", 0.8) > rank("finetune", 0.7) > rank("pretrain", 0.6)
@@ -495,7 +496,7 @@ def test_the_best_checkpoint_is_the_most_accurate_of_those_that_route(model):
 
 def test_dials_of_one_stage_are_none_of_the_other(evaluated, monkeypatch):
     """As of a kill before the first validation of stage 2: stage 1 learnt other scores."""
-    checkpoints = checkpoint.Checkpoints(str(evaluated))
+    checkpoints = manager.Checkpoints(str(evaluated))
     first, last = 18, checkpoints.latest()
     assert checkpoints.meta(first).dials and checkpoints.meta(last).dials
     assert checkpoints.validated(first).step == first

@@ -153,9 +153,10 @@ def test_two_processes_of_two_devices_train_and_evaluate_as_one(images, alone, t
     workdir = tmp_path / "two"
     first, second = complete(*runs.arguments(images, workdir, SHORT))
     assert_same_training(workdir, alone)
-    # Process 0 tells, and the other has nothing to say.
+    # Process 0 tells, and the other has nothing to say but what Gloo prints, by several threads.
     assert "going on" not in first.out
-    assert [line for line in second.out.splitlines() if "[Gloo]" not in line] == []
+    assert re.sub(r"\[Gloo\] Rank |\d is connected to \d peer ranks\. |\s|"
+                  r"Expected number of connected peer ranks is : \d", "", second.out) == ""
     complete("eval", "--workdir", str(workdir))
     assert runs.call("eval", "--workdir", str(alone)) == 0
     found, expected = (
