@@ -35,7 +35,9 @@ def test_nothing_grows(images, tmp_path, thorough):
 
     with ended(running):
         running.waits_for(over)
-    first, *later = found.values()
-    for name, least in (("memory", 0), ("files", 2), ("threads", 2)):
-        most = max(each[name] for each in later)
-        assert most <= max(1.02 * first[name], first[name] + least), (name, first, later)
+    # The least of some: a save has files and threads of its own, as long as it takes.
+    readings = list(found.values())
+    # And pools of threads fill when two are first wanted at once, far less often than it saves.
+    for name, more in (("memory", 0), ("files", 0), ("threads", 2)):
+        early, late = (min(each[name] for each in some) for some in (readings[:5], readings[-5:]))
+        assert late <= 1.02 * early + more, (name, readings)
