@@ -16,6 +16,7 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(images, tmp_pat
     first = Running(runs.start(*command))
     with ended(first):
         first.reaches(2)
+        first.send(signal.SIGSTOP)  # else it may be over before the second has begun
         config = (tmp_path / "run" / "config.json").read_text()
         assert runs.call(*command, "--config.seed=9") == 2
         assert re.fullmatch(
