@@ -70,7 +70,7 @@ def adapt(
     """
     workdir = os.path.expanduser(workdir)
     with contextlib.ExitStack() as closing:
-        if jax.process_index() == 0 and Path(workdir).is_dir():
+        if Path(workdir).is_dir():
             closing.enter_context(locked(Path(workdir)))
         run = _open(workdir, source, settings)
         closing.callback(run.programs.close)

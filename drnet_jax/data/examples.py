@@ -134,9 +134,9 @@ def _patiently(source: Source, index: int) -> Any:
 class Bad:
     """The images of a source that could not be read, as many as may be passed over."""
 
-    def __init__(self, source: Source, most: float, known: Iterable[int] = ()):
+    def __init__(self, source: Source, most: float):
         """`most` of them: from 1 on a number, below 1 a share of the source."""
-        self._source, self._found = source, set(known)
+        self._source, self._found = source, set()
         self._most = int(most if most >= 1 else math.ceil(most * len(source)))
 
     def add(self, indexes: Iterable[int]) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from drnet_jax.errors import UserError
 
 FILE = "lock"
@@ -21,20 +23,21 @@ FILE = "lock"
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a workdir, which must be there.
+    """Holds the lock of a workdir, which must be there; of several processes only the first, which
+    is the one that writes.
 
     Raises:
         UserError: if another process holds it, which the message names, or nothing can be written
             there.
     """
+    if jax.process_index():
+        yield
+        return
     path = workdir / FILE
     try:
         file = path.open("a+")
     except OSError as error:
-        raise UserError(
-            f"--workdir: expected a directory that can be written, received {str(workdir)!r} "
-            f"({error.strerror})"
-        ) from error
+        raise unwritable(workdir, error) from error
     # Of the process, not of the open file: worker processes, which may outlive it, have no part.
     with file:
         try:
@@ -48,6 +51,14 @@ def locked(workdir: Path) -> Iterator[None]:
         json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": _now()}, file)
         file.flush()
         yield
+
+
+def unwritable(workdir: Path, error: OSError) -> UserError:
+    """The error of a workdir that nothing can be written to."""
+    return UserError(
+        f"--workdir: expected a directory that can be written, received {str(workdir)!r} "
+        f"({error.strerror})"
+    )
 
 
 def _holder(path: Path) -> str:

@@ -24,7 +24,7 @@ from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
 from drnet_jax.train.bad_images import BadImages
 from drnet_jax.train.base_step import Step
-from drnet_jax.train.lock import locked
+from drnet_jax.train.lock import locked, unwritable
 from drnet_jax.train.objectives import make_objective
 from drnet_jax.train.optimizer import make_optimizer
 from drnet_jax.train.resume import Span, resume, spans, starting_point
@@ -119,7 +119,7 @@ def open_run(
     workdir = os.path.expanduser(workdir)
     there = Path(workdir).is_dir()
     if there:
-        _lock(workdir, closing)
+        closing.enter_context(locked(Path(workdir)))
     mesh = data_mesh()
     check_batch(config.batch_size, mesh.size)
     source, val_source = _sources(config)
@@ -138,7 +138,7 @@ def open_run(
         multihost_utils.sync_global_devices("all processes have looked for checkpoints")
     _make(workdir)
     if not there:
-        _lock(workdir, closing)
+        closing.enter_context(locked(Path(workdir)))
     news += put_damaged_aside(workdir) if resumed and jax.process_index() == 0 else []
     checkpoints = Checkpoints(
         workdir, config.checkpoint.keep, (of_stages[STAGES[-1]].first,), write=True
@@ -198,16 +198,8 @@ def _doubts(config: Config, devices: int) -> list[str]:
     return found
 
 
-def _lock(workdir: str, closing: contextlib.ExitStack) -> None:
-    if jax.process_index() == 0:  # which writes
-        closing.enter_context(locked(Path(workdir)))
-
-
 def _make(workdir: str) -> None:
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--workdir: expected a directory that can be written, received {workdir!r} "
-            f"({error.strerror})"
-        ) from error
+        raise unwritable(Path(workdir), error) from error
