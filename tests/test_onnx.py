@@ -103,6 +103,40 @@ def test_what_scales_and_shifts_channels_is_folded_into_the_convolution():
     assert found.count("Conv") == 1 and "Mul" not in found and found.count("Add") == 0
 
 
+SMALL = {  # of a map of 6 x 6 with 48 channels: size of the kernel, stride, padding, dilation
+    "3 x 3": (3, 2, ((1, 1), (1, 1)), 1), "as TensorFlow pads": (3, 2, ((0, 1), (0, 1)), 1),
+    "uneven": (3, 2, ((0, 2), (2, 0)), 1), "no padding": (3, 1, ((0, 0), (0, 0)), 1),
+    "1 x 1": (1, 2, ((0, 0), (0, 0)), 1), "dilated": (3, 1, ((1, 1), (1, 1)), 2),
+    "5 x 5": (5, 3, ((2, 2), (2, 2)), 1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_convolution_of_a_small_map_by_many_weights_is_one_product(name):
+    size, stride, padding, dilation = SMALL[name]
+    weights = RANDOM.normal(size=(size, size, 48, 2**18 // (48 * size**2) + 1)).astype(np.float32)
+    factor = RANDOM.normal(size=weights.shape[-1]).astype(np.float32)
+
+    def normalised(images, kernel=weights):
+        x = as_float(images).reshape(-1, 6, 6, 48)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return {"y": nn.relu(y * factor[: kernel.shape[-1]] + 1)}
+
+    found = assert_same(normalised)
+    assert found.count("MatMul") == 1 and not {"Conv", "Mul"} & set(found)
+    assert ("Gather" in found) and ("Pad" in found) == any(map(any, padding))
+    assert "Conv" in assert_same(lambda images: normalised(images, weights[..., :9]))
+
+
+def test_a_convolution_of_single_pixels_is_a_product_alone():
+    weights = RANDOM.normal(size=(1, 1, 108, 2500)).astype(np.float32)
+    found = assert_same(
+        lambda images: {"y": ops.conv(as_float(images).reshape(-1, 4, 4, 108), weights, 1)})
+    assert "Gather" not in found and found.count("MatMul") == 1
+
+
 def test_what_others_read_is_not_folded():
     def normalised(images):
         x = ops.conv(as_float(images), WEIGHTS, 1)

@@ -8,7 +8,7 @@ the making, `inputs` the values that the primitive is given, `shape` that of its
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -16,26 +16,8 @@ import onnx
 from drnet_jax.errors import UserError
 from drnet_jax.graphs import shapes
 from drnet_jax.graphs.builder import Builder, Tensor, Value
+from drnet_jax.graphs.convolution import convolution, pads
 from drnet_jax.graphs.shapes import Given, Shape
-
-
-def _convolution(to: Builder, inputs: list[Value], shape: Shape, given: Given) -> Tensor:
-    x, kernel = inputs
-    numbers, padding = given["dimension_numbers"], given["padding"]
-    whole = set(given["lhs_dilation"]) == {1} and given["batch_group_count"] == 1
-    if not whole or min(map(min, padding)) < 0:
-        raise UserError("expected plain convolutions, received a transposed one in the network")
-    name = to.add(
-        "Conv", to.ordered(x, numbers.lhs_spec).name, to.ordered(kernel, numbers.rhs_spec).name,
-        strides=list(given["window_strides"]), pads=_pads(padding),
-        dilations=list(given["rhs_dilation"]), group=given["feature_group_count"],
-        kernel_shape=[kernel.shape[axis] for axis in numbers.rhs_spec[2:]],
-    )
-    return Tensor(name, shape, numbers.out_spec)
-
-
-def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
-    return [before for before, _ in padding] + [after for _, after in padding]
 
 
 def _window(operator: str, to: Builder, inputs: list[Value], shape: Shape, given: Given) -> Tensor:
@@ -48,7 +30,7 @@ def _window(operator: str, to: Builder, inputs: list[Value], shape: Shape, given
     name = to.add(
         operator, to.ordered(x, order).name, kernel_shape=sizes,
         strides=[given["window_strides"][axis] for axis in middle],
-        pads=_pads([given["padding"][axis] for axis in middle]),
+        pads=pads([given["padding"][axis] for axis in middle]),
         **({"count_include_pad": 1} if operator == "AveragePool" else {}),
     )
     if operator == "AveragePool":  # JAX sums
@@ -64,13 +46,15 @@ def _product(to: Builder, inputs: list[Value], shape: Shape, given: Given) -> Te
         (axis,), (row,) = contracted
         weights = y if row == 0 else y.T
         free = [each for each in x.order if each != axis]
-        places = [*(sorted(free).index(each) for each in free), len(free)]  # in the result's shape
         columns = x.shape[x.order[-1]]
-        if axis == x.order[-2] and isinstance(columns, int) and columns > len(weights):
-            # As it lies: of so many columns the product is quick enough.
+        as_it_lies = axis == x.order[-2] and isinstance(columns, int) and columns > len(weights)
+        if not as_it_lies and axis != x.order[-1] and len(free) == 3:
+            free = [free[0], free[2], free[1]]  # as what is moved anyway had best be: [B, C, ...]
+        places = [*(sorted(free).index(each) for each in free), len(free)]  # in the result's shape
+        if as_it_lies:  # of so many columns the product is quick enough
             name = to.add("MatMul", weights.T, x.name)
             return Tensor(name, shape, (*places[:-2], places[-1], places[-2]))
-        # The axis that is summed goes last, all others stay in whatever order they are in.
+        # The axis that is summed goes last.
         name = to.add("MatMul", to.ordered(x, (*free, axis)).name, weights)
         return Tensor(name, shape, tuple(places))
     letters = map(chr, itertools.count(ord("a")))
@@ -170,7 +154,7 @@ ELEMENTWISE = {
 OPERATORS: dict[str, Callable[..., Value | list[Value]]] = {
     **{name: functools.partial(_each, operator) for name, operator in ELEMENTWISE.items()},
     "max": _maximum,
-    "conv_general_dilated": _convolution,
+    "conv_general_dilated": convolution,
     "reduce_window_max": functools.partial(_window, "MaxPool"),
     "reduce_window_sum": functools.partial(_window, "AveragePool"),
     "reduce_sum": functools.partial(shapes.reduce, "ReduceSum"),
