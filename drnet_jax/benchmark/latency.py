@@ -44,7 +44,8 @@ from drnet_jax.routing import DONE
 
 SIZES = (1, 8, 32)
 STREAM = 6  # batches of the largest size
-CALLS = 8  # at least of each case in a turn, of one image; fewer of more
+CALLS = 36  # of one image, in a turn of a case; fewer of more
+UNTIMED = 12  # before these
 AnyEngine = Engine | GraphEngine
 
 
@@ -131,12 +132,14 @@ def _of(
         yield Case(name, size, label, size, costs.classifier[index], call)
     yield Case(name, size, "predictor", size, costs.predictor,
                lambda: np.asarray(engine.choose(engine.upload(images), 0.0)[0]))
-    # Enough choices for the proportions to be exact over some calls, of single images too.
-    choices = cases.deal(mix, 60 * size, seed).reshape(-1, size)
+    # A turn goes once through the choices, so that their proportions are exact in it.
+    calls = _calls(CALLS, size)
+    choices = cases.deal(mix, calls * size, seed).reshape(-1, size)
     turns = itertools.cycle(choices)
     yield Case(name, size, "routed", size, float(costs.routed[choices].mean()),
                lambda: _routed(engine, images, next(turns)))
-    again = itertools.cycle(cases.deal(np.array([0.5, 0.5]), 60 * size, seed).reshape(-1, size))
+    halves = cases.deal(np.array([0.5, 0.5]), calls * size, seed)
+    again = itertools.cycle(halves.reshape(-1, size))
     spent = costs.classifier[-1] + costs.classifier[0] / 2
     yield Case(name, size, "cascade", size, spent, lambda: _cascade(engine, images, next(again)))
 
@@ -188,14 +191,20 @@ def _stream(
     return Case(name, 0, label, len(choice), float(spent), call)
 
 
+def _calls(of_one: int, size: int) -> int:
+    """As many calls of a size (0: a stream) as `of_one` of one image."""
+    return max(1, of_one // size) if size else 1
+
+
 def _in_turns(found: Sequence[Case], repeats: int) -> list[list[float]]:
-    """Seconds of each call of each case; the first one of each turn, which finds in caches what
-    another case has left there, is not in them."""
+    """Seconds of each call of each case, without the first of a turn, which find in caches what
+    another case has left there: routed, several networks' worth."""
     seconds: list[list[float]] = [[] for _ in found]
     for _ in range(repeats):
         for case, times in zip(found, seconds, strict=True):
-            case.call()
-            for _ in range(max(1, CALLS // max(1, case.size)) if case.size else 1):
+            for _ in range(_calls(UNTIMED, case.size)):
+                case.call()
+            for _ in range(_calls(CALLS, case.size)):
                 began = time.perf_counter()
                 jax.block_until_ready(case.call())
                 times.append(time.perf_counter() - began)
