@@ -130,11 +130,13 @@ def test_a_convolution_of_a_small_map_by_many_weights_is_one_product(name):
     assert "Conv" in assert_same(lambda images: normalised(images, weights[..., :9]))
 
 
-def test_a_convolution_of_single_pixels_is_a_product_alone():
-    weights = RANDOM.normal(size=(1, 1, 108, 2500)).astype(np.float32)
-    found = assert_same(
-        lambda images: {"y": ops.conv(as_float(images).reshape(-1, 4, 4, 108), weights, 1)})
-    assert "Gather" not in found and found.count("MatMul") == 1
+@pytest.mark.parametrize(("edge", "channels", "size"), [(4, 108, 1), (1, 1728, 3)])
+def test_a_convolution_of_single_pixels_is_a_product_alone(edge, channels, size):
+    """By kernels of one pixel, or of images of one pixel, which a single tap meets."""
+    weights = RANDOM.normal(size=(size, size, channels, 2500)).astype(np.float32)
+    found = assert_same(lambda images: {
+        "y": ops.conv(as_float(images).reshape(-1, edge, edge, channels), weights, 1)})
+    assert not {"Gather", "Pad"} & set(found) and found.count("MatMul") == 1
 
 
 def test_what_others_read_is_not_folded():

@@ -57,6 +57,16 @@ def test_conv_and_its_gradients_are_the_plain_ones(
     assert_plain(conv, x, kernel, stride, padding, platform)
 
 
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_single_pixel_meets_one_tap(stride, padding):
+    x, kernel = draw(1, 1, 1, 3), draw(5, 5, 3, 4, seed=1)
+    assert_plain(conv, x, kernel, stride, padding, "cpu")
+    with traced_for("cpu"):
+        lowered = jax.jit(lambda x: conv(x, kernel, stride, padding)).lower(x).as_text()
+    assert "tensor<1x3xf32>, tensor<3x4xf32>" in lowered
+
+
 def assert_plain(operation, x, kernel, stride, padding, platform):
     # The platform chooses the form; the arithmetic runs on whatever there is.
     expected = value_and_gradients(lambda x, k: plain(x, k, stride, padding), x, kernel)

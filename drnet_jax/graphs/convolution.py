@@ -46,25 +46,26 @@ def _product(
     inside = [x.shape[axis] for axis in space]
     outside = [shape[axis] for axis in numbers.out_spec[2:]]
     seen = _seen(inside, outside, kernel.shape[2:], given)
+    last, used = np.prod(inside), ~(seen == np.prod(inside)).all(axis=0)
+    weights = kernel.transpose(2, 3, 1, 0).reshape(seen.shape[1], -1, len(kernel))[used]
+    seen = seen[:, used]
     name = x.name
-    if not np.array_equal(seen, np.arange(np.prod(inside))):
-        depth = kernel.shape[1]
-        name = to.add("Reshape", name, np.array([0, np.prod(inside), depth]))
-        if seen.max() == np.prod(inside):  # what lies outside: a last position, of zeros
+    if not np.array_equal(seen.ravel(), np.arange(last)):
+        name = to.add("Reshape", name, np.array([0, last, kernel.shape[1]]))
+        if seen.max() == last:  # what lies outside: one more position, of zeros
             name = to.add("Pad", name, np.array([0, 0, 0, 0, 1, 0]))
-        name = to.add("Gather", name, seen, axis=1)
-        taps = np.prod(kernel.shape[2:])
-        name = to.add("Reshape", name, np.array([0, *outside, taps * depth]))
-    weights = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
+        name = to.add("Gather", name, seen.ravel(), axis=1)
+        name = to.add("Reshape", name, np.array([0, *outside, weights.shape[0] * weights.shape[1]]))
     batch, channels, *space = numbers.out_spec
-    return Tensor(to.add("MatMul", name, weights), shape, (batch, *space, channels))
+    name = to.add("MatMul", name, weights.reshape(-1, len(kernel)))
+    return Tensor(name, shape, (batch, *space, channels))
 
 
 def _seen(
     inside: Sequence[int], outside: Sequence[int], kernel: Sequence[int], given: Given
 ) -> np.ndarray:
-    """int64 [positions of the result * taps]: the position of the input that each tap of each sees,
-    one past the last where that lies outside."""
+    """int64 [positions of the result, taps]: the position of the input that each tap sees, one past
+    the last where that lies outside."""
     rows, columns = (
         np.arange(length)[:, None] * stride + np.arange(taps) * dilation - before
         for length, stride, taps, dilation, (before, _) in zip(
@@ -74,4 +75,5 @@ def _seen(
     height, width = inside
     rows, columns = rows[:, None, :, None], columns[None, :, None, :]
     known = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    return np.where(known, rows * width + columns, height * width).ravel()
+    return np.where(known, rows * width + columns, height * width).reshape(
+        np.prod(outside), np.prod(kernel))
