@@ -19,10 +19,8 @@ def convolution(to: Builder, inputs: list[Value], shape: Shape, given: Given) ->
     whole = set(given["lhs_dilation"]) == {1} and given["batch_group_count"] == 1
     if not whole or min(map(min, padding)) < 0:
         raise UserError("expected plain convolutions, received a transposed one in the network")
-    if given["feature_group_count"] == 1 and isinstance(kernel, np.ndarray):
-        positions = [shape[axis] for axis in numbers.out_spec[2:]]
-        if np.prod(positions) <= FEW_POSITIONS and kernel.size >= MANY_WEIGHTS:
-            return _product(to, x, kernel.transpose(numbers.rhs_spec), shape, given)
+    if _of_a_small_map(kernel, [shape[axis] for axis in numbers.out_spec[2:]], given):
+        return _product(to, x, kernel.transpose(numbers.rhs_spec), shape, given)
     name = to.add(
         "Conv", to.ordered(x, numbers.lhs_spec).name, to.ordered(kernel, numbers.rhs_spec).name,
         strides=list(given["window_strides"]), pads=pads(padding),
@@ -30,6 +28,12 @@ def convolution(to: Builder, inputs: list[Value], shape: Shape, given: Given) ->
         kernel_shape=[kernel.shape[axis] for axis in numbers.rhs_spec[2:]],
     )
     return Tensor(name, shape, numbers.out_spec)
+
+
+def _of_a_small_map(kernel: Value, outside: Sequence[int], given: Given) -> bool:
+    known = isinstance(kernel, np.ndarray) and given["feature_group_count"] == 1
+    near = max(given["window_strides"]) <= 2  # no patches of a large image
+    return known and near and np.prod(outside) <= FEW_POSITIONS and kernel.size >= MANY_WEIGHTS
 
 
 def pads(padding: Sequence[tuple[int, int]]) -> list[int]:
@@ -45,27 +49,26 @@ def _product(
     x = to.ordered(x, (batch, *space, channels))
     inside = [x.shape[axis] for axis in space]
     outside = [shape[axis] for axis in numbers.out_spec[2:]]
-    seen = _seen(inside, outside, kernel.shape[2:], given)
-    last, used = np.prod(inside), ~(seen == np.prod(inside)).all(axis=0)
-    weights = kernel.transpose(2, 3, 1, 0).reshape(seen.shape[1], -1, len(kernel))[used]
-    seen = seen[:, used]
+    seen, nothing = _seen(inside, outside, kernel.shape[2:], given), np.prod(inside)
+    useful = (seen != nothing).any(axis=0)  # taps
+    weights = kernel.transpose(2, 3, 1, 0).reshape(len(useful), -1, len(kernel))[useful]
+    weights, seen = weights.reshape(-1, len(kernel)), seen[:, useful]
     name = x.name
-    if not np.array_equal(seen, np.arange(last)[:, None]):  # not each position itself alone
-        name = to.add("Reshape", name, np.array([0, last, kernel.shape[1]]))
-        if seen.max() == last:  # what lies outside: one more position, of zeros
+    if not np.array_equal(seen, np.arange(nothing)[:, None]):  # each position itself alone
+        name = to.add("Reshape", name, np.array([0, nothing, kernel.shape[1]]))
+        if nothing in seen:
             name = to.add("Pad", name, np.array([0, 0, 0, 0, 1, 0]))
         name = to.add("Gather", name, seen.ravel(), axis=1)
-        name = to.add("Reshape", name, np.array([0, *outside, weights.shape[0] * weights.shape[1]]))
+        name = to.add("Reshape", name, np.array([0, *outside, len(weights)]))
     batch, channels, *space = numbers.out_spec
-    name = to.add("MatMul", name, weights.reshape(-1, len(kernel)))
-    return Tensor(name, shape, (batch, *space, channels))
+    return Tensor(to.add("MatMul", name, weights), shape, (batch, *space, channels))
 
 
 def _seen(
     inside: Sequence[int], outside: Sequence[int], kernel: Sequence[int], given: Given
 ) -> np.ndarray:
-    """int64 [positions of the result, taps]: the position of the input that each tap sees, one past
-    the last where that lies outside."""
+    """int64 [positions of the result, taps]: the position of the input that each tap sees; where
+    that lies outside one past the last, which is a position of zeros."""
     rows, columns = (
         np.arange(length)[:, None] * stride + np.arange(taps) * dilation - before
         for length, stride, taps, dilation, (before, _) in zip(
