@@ -1,5 +1,13 @@
 """Errors: the exception that is meant for the person at the command line, and first lines."""
 
+import errno
+
+# What to do where something could not be written.
+REMEDIES = {
+    errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "allow larger files",
+    errno.EROFS: "make it writable", errno.EACCES: "make it writable",
+}
+
 
 class UserError(ValueError):
     """Something given from outside is wrong: a config value, a path, a data set, a checkpoint.

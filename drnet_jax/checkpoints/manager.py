@@ -7,7 +7,6 @@ renamed when whole, so a kill never leaves half of one; one that is damaged late
 the newest that is whole is taken. Nothing in it depends on how many processes or devices wrote it.
 """
 
-import errno
 import functools
 import os
 from pathlib import Path
@@ -23,13 +22,9 @@ from drnet_jax.checkpoints import digests
 from drnet_jax.checkpoints.meta import Meta
 from drnet_jax.devices import replicated
 from drnet_jax.drnet import DRNet, Tree
-from drnet_jax.errors import UserError, first_line
+from drnet_jax.errors import REMEDIES, UserError, first_line
 
 FOLDER = "checkpoints"
-REMEDIES = {
-    errno.ENOSPC: "Make room", errno.EDQUOT: "Make room", errno.EFBIG: "Allow larger files",
-    errno.EROFS: "Make it writable", errno.EACCES: "Make it writable",
-}
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what is being written
 
 
@@ -208,7 +203,7 @@ def _remedy(error: Exception, directory: Path) -> str:
         return "Use another --workdir"
     # By its words, as TensorStore's errors have no number.
     known = (remedy for code, remedy in REMEDIES.items() if os.strerror(code) in str(error))
-    return next(known, "Look at the disk")
+    return next(known, "look at the disk").capitalize()
 
 
 def _rank(meta: Meta) -> float:

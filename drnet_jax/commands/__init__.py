@@ -4,7 +4,6 @@ Each is a module of this package, "_" for "-", whose `define(values, argv)` defi
 returns the function that runs it once they are parsed.
 """
 
-import errno
 import importlib
 import io
 import os
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from drnet_jax.errors import Stopped, UserError, first_line
+from drnet_jax.errors import REMEDIES, Stopped, UserError, first_line
 from drnet_jax.hosts.join import others
 
 COMMANDS = {
@@ -39,8 +38,6 @@ COMMANDS = {
 
 # Files, a model, or tables and figures, besides flags.
 TAKING_NAMES = ("predict", "serve", "load-test", "import-torch", "reproduce")
-# A disk, a quota or a limit is full; or nothing may be written there.
-UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -81,11 +78,13 @@ def run(argv: list[str]) -> int:
         _drop_output()
         return 1
     except OSError as error:
-        if error.errno not in UNWRITTEN:
+        if error.errno not in REMEDIES:
             raise
         _drop_output()
-        remedy = "make it writable" if error.errno in UNWRITTEN[3:] else "make room"
-        print(f"error: a file could not be written ({error}); {remedy}", file=sys.stderr)
+        print(
+            f"error: a file could not be written ({error}); {REMEDIES[error.errno]}",
+            file=sys.stderr,
+        )
         return _ended(2, str(error))
     except Exception as error:
         if watch := others():  # who would wait for this one for ever

@@ -13,7 +13,7 @@ from drnet_jax.api import Model, load
 from drnet_jax.bundle import files
 from drnet_jax.bundle.check import check
 from drnet_jax.bundle.files import FORMS, Contents
-from drnet_jax.commands.predict import define_budget, define_checkpoint, define_policy
+from drnet_jax.commands.model_flags import define_budget, define_checkpoint, define_policy
 from drnet_jax.commands.shared import announce_devices, define_classes, directory
 from drnet_jax.errors import UserError
 from drnet_jax.inference import inputs

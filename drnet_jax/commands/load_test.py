@@ -11,7 +11,7 @@ from absl import flags
 
 from drnet_jax.api import load
 from drnet_jax.benchmark import load as load_test
-from drnet_jax.commands.predict import (
+from drnet_jax.commands.model_flags import (
     define_budget,
     define_checkpoint,
     define_policy,

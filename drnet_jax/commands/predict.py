@@ -16,16 +16,20 @@ from typing import IO
 from absl import flags
 from tqdm import tqdm
 
-from drnet_jax.api import POLICIES, Model, load
+from drnet_jax.api import Model, load
+from drnet_jax.commands.model_flags import (
+    define_budget,
+    define_checkpoint,
+    define_policy,
+    define_runtime,
+)
 from drnet_jax.commands.shared import announce_devices, define_classes, define_workdir
-from drnet_jax.config import GIGA
 from drnet_jax.errors import UserError
 from drnet_jax.formatting import short
 from drnet_jax.inference import inputs
 from drnet_jax.inference.inputs import Item
 from drnet_jax.inference.predict import Answer
 from drnet_jax.inference.records import Csv, JsonLines, written
-from drnet_jax.inference.runtimes import PRECISIONS
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], None]:
@@ -105,57 +109,6 @@ def _write(answers: Iterable[Answer], writer: JsonLines | Csv, begin: bool) -> N
         writer.begin()
     for answer in answers:
         writer.write(answer)
-
-
-def define_checkpoint(values: flags.FlagValues) -> flags.FlagHolder:
-    """Defines `--checkpoint`."""
-    return flags.DEFINE_enum(
-        "checkpoint", "last", ["last", "best"], "Which checkpoint of a run.", flag_values=values
-    )
-
-
-def define_policy(values: flags.FlagValues) -> flags.FlagHolder:
-    """Defines `--policy`."""
-    return flags.DEFINE_enum(
-        "policy", None, POLICIES, "How options are chosen; by default the router, if the predictor "
-        "is trained.", flag_values=values,
-    )
-
-
-def define_budget(values: flags.FlagValues) -> Callable[[], float | str | None]:
-    """Defines `--budget`; returns what gives it as `Model.predict` takes it."""
-    holder = flags.DEFINE_string(
-        "budget", None, "Mean cost of an image: in 1e9 multiply-adds, of all that is run; or 12ms, "
-        "of this machine's time in full batches; 0 for no limit. In place of config.budget.",
-        flag_values=values,
-    )
-
-    def budget() -> float | str | None:
-        text = holder.value
-        if text is None or text.endswith("ms"):
-            return text
-        try:
-            found = float(text)
-        except ValueError:
-            found = -1.0
-        if not 0 <= found < float("inf"):
-            raise UserError(f"--budget: expected a number such as 2.5, or 12ms, received {text!r}")
-        return found * GIGA
-
-    return budget
-
-
-def define_runtime(values: flags.FlagValues) -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines `--runtime` and `--precision`."""
-    runtime = flags.DEFINE_enum(
-        "runtime", "auto", ["auto", *PRECISIONS], "What runs the networks: auto is the fastest "
-        "that is installed.", flag_values=values,
-    )
-    precision = flags.DEFINE_enum(
-        "precision", None, ["float32", "bfloat16"], "Of the networks' arithmetic; by default "
-        "that of training, or float32.", flag_values=values,
-    )
-    return runtime, precision
 
 
 @contextlib.contextmanager

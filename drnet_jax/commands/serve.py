@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from drnet_jax.api import load
-from drnet_jax.commands.predict import (
+from drnet_jax.commands.model_flags import (
     define_budget,
     define_checkpoint,
     define_policy,
