@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,25 @@ for module in pkgutil.walk_packages(drnet_jax.__path__, "drnet_jax.", reraise):
     if module.name != {TORCH_MODULE!r}:
         importlib.import_module(module.name)
         print(module.name)
+"""
+
+
+WITHOUT_EXTRAS = """
+import importlib, sys
+
+class NoExtras:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoExtras())
+
+import drnet_jax
+from drnet_jax.commands import COMMANDS
+
+for command in COMMANDS:
+    importlib.import_module(f"drnet_jax.commands.{command.replace('-', '_')}")
+print(drnet_jax.load)
 """
 
 
@@ -96,6 +116,19 @@ def test_every_import_is_a_requirement():
             ("metrics", "prometheus_client"))),
         *(f"drnet_jax/benchmark/plain_server.py: {name}" for name in ("starlette", "uvicorn")),
     }
+
+
+def test_commands_need_no_extra_to_start():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"]
+    wanted = {canonicalize_name(Requirement(text).name) for texts in extras.values()
+              for text in texts}
+    optional = wanted - requirements() - {"drnet-jax"}
+    modules = [name for name, distributions in importlib.metadata.packages_distributions().items()
+               if not optional.isdisjoint(map(canonicalize_name, distributions))]
+    assert {"onnx", "onnxruntime", "openvino", "flatbuffers", "starlette"} <= set(modules)
+    result = run(sys.executable, "-c", WITHOUT_EXTRAS, *modules, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
 
 
 def test_versions_agree():

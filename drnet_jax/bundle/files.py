@@ -192,7 +192,7 @@ def _shape(contents: Contents) -> tuple[int, int, int]:
 
 
 def _onnx(contents: Contents) -> Made:
-    from drnet_jax.graphs.onnx import to_onnx  # of which many have no need
+    from drnet_jax.graphs.onnx import to_onnx  # onnx is of the extra `runtimes`
 
     for name, make, variables in _parts(contents):
         graph = to_onnx(make(*variables), _shape(contents), f"{name}, {__version__}")

@@ -14,13 +14,19 @@ from drnet_jax.bundle import files
 from drnet_jax.bundle.check import check
 from drnet_jax.bundle.files import FORMS, Contents
 from drnet_jax.commands.model_flags import define_budget, define_checkpoint, define_policy
-from drnet_jax.commands.shared import announce_devices, define_classes, directory
+from drnet_jax.commands.shared import (
+    announce_devices,
+    define_classes,
+    directory,
+    expect_installed,
+)
 from drnet_jax.errors import UserError
 from drnet_jax.inference import inputs
 from drnet_jax.inference.engine import Engine
 from drnet_jax.inference.predict import prepared
 
 CHECKED = 16  # images
+NEEDED = {"onnx": ("onnx", "onnxruntime"), "stablehlo": ("flatbuffers",)}  # by each form
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
@@ -49,6 +55,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         if (refresh.value is None) == (workdir.value is None):
             raise UserError("expected --workdir and --out, or --refresh; see --help")
         if refresh.value is not None:
+            expect_installed("export", "runtimes", NEEDED["stablehlo"])
             place = directory("--refresh", refresh.value)
             announce_devices()
             files.refresh(place)
@@ -58,6 +65,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
             raise UserError("--out: expected a directory, received none")
         if wrong := [form for form in forms.value if form not in FORMS]:
             raise UserError(f"--forms: expected some of {', '.join(FORMS)}, received {wrong[0]!r}")
+        for form in forms.value:
+            expect_installed("export", "runtimes", NEEDED[form])
         place, classes = directory("--out", out.value), among()
         if place.exists() and not files.is_bundle(str(place)) and any(place.iterdir()):
             raise UserError(

@@ -17,8 +17,8 @@ from drnet_jax.commands.model_flags import (
     define_policy,
     define_runtime,
 )
-from drnet_jax.commands.serve import check_installed
-from drnet_jax.commands.shared import announce_devices, define_classes
+from drnet_jax.commands.serve import NEEDED
+from drnet_jax.commands.shared import announce_devices, define_classes, expect_installed
 from drnet_jax.errors import UserError
 
 
@@ -41,7 +41,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
     def command(names: list[str]) -> None:
         if not names:
             raise UserError("expected a model, a run's directory or an export, received none")
-        check_installed()
+        expect_installed("load-test", "serve", NEEDED)
         announce_devices()
         named = {
             "path": names[0], "checkpoint": checkpoint.value, "classes": among(),

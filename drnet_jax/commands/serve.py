@@ -1,6 +1,5 @@
 """Answer over HTTP: drnet serve MODEL, a run's directory or an export."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from drnet_jax.commands.model_flags import (
     define_policy,
     define_runtime,
 )
-from drnet_jax.commands.shared import announce_devices, define_classes
+from drnet_jax.commands.shared import announce_devices, define_classes, expect_installed
 from drnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
             raise UserError(
                 f"expected one model, a run's directory or an export, received {len(names)}"
             )
-        check_installed()
+        expect_installed("serve", "serve", NEEDED)
         from drnet_jax.serve.run import serve
 
         classes, wanted = among(), budget()
@@ -59,15 +58,6 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
         )
 
     return command
-
-
-def check_installed() -> None:
-    """Raises UserError if something that a server needs is missing."""
-    if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
-        raise UserError(
-            f"drnet serve: expected {', '.join(NEEDED)}, but {missing[0]} is not installed; "
-            "pip install drnet_jax[serve]"
-        )
 
 
 def _define_limits(values: flags.FlagValues) -> Callable[[], "Limits"]:

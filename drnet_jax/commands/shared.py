@@ -4,9 +4,10 @@ A value is checked when it is asked for, and nothing is made or started before a
 """
 
 import dataclasses
+import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -113,6 +114,15 @@ def define_distributed(values: FlagValues) -> Callable[[], None]:
         announce_devices()
 
     return start
+
+
+def expect_installed(command: str, extra: str, names: Iterable[str]) -> None:
+    """Raises UserError if a module that a command needs, of an optional extra, is missing."""
+    if missing := [name for name in names if not importlib.util.find_spec(name)]:
+        raise UserError(
+            f"drnet {command}: expected {', '.join(names)}, but {missing[0]} is not installed; "
+            f"pip install 'drnet_jax[{extra}]'"
+        )
 
 
 def announce_devices() -> None:

@@ -9,7 +9,6 @@ from drnet_jax import routing
 from drnet_jax.cost import Costs
 from drnet_jax.drnet import DRNet, Tree
 from drnet_jax.graphs import networks
-from drnet_jax.graphs.onnx import to_onnx
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]  # images -> results by name
 Build = Callable[[bytes], Run]  # of a graph as ONNX has it in a file
@@ -90,5 +89,7 @@ class GraphEngine:
         ))
 
     def _built(self, function: networks.Network, about: str) -> Run:
+        from drnet_jax.graphs.onnx import to_onnx  # onnx is of the extra `runtimes`
+
         base = self.drnet.resolutions[0]
         return self._build(to_onnx(function, (base, base, 3), about).SerializeToString())
