@@ -91,6 +91,11 @@ class Dial:
         share = (budget - costs[above - 1]) / (costs[above] - costs[above - 1])
         return _between(below, beyond, float(share))
 
+    def converted(self, budget: float, each: Sequence[float], into: Sequence[float]) -> float:
+        """What images cost by `into`, [R + 1], that cost `budget` by `each`; see `at_cost`."""
+        costs = np.maximum.accumulate([setting.cost(each) for setting in self.settings])
+        return float(np.interp(budget, costs, [setting.cost(into) for setting in self.settings]))
+
     def at_accuracy(self, top1: float, name: str) -> Policy:
         """The cheapest policy that was right so often; raises UserError if none was."""
         for setting in self.settings:

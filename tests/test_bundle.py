@@ -1,5 +1,6 @@
 """Exports: whole or refused, and answering as the checkpoint does, without this package too."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -78,6 +79,31 @@ def test_the_script_alone(export, paths):
     assert "No such file" in failed["error"]
 
 
+def test_the_script_says_which_runtime_it_misses(export, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: name not in predict.RUNTIMES and there(name))
+    with pytest.raises(predict.Unusable, match="expected onnxruntime or jax to be installed: pip"):
+        predict.Bundle(export)
+    with pytest.raises(predict.Unusable, match="expected jax to be installed"):
+        predict.Bundle(export, "jax")
+
+
+def test_the_script_refuses_the_jax_that_is_known_to_be_wrong(export, monkeypatch):
+    monkeypatch.setattr("jax.__version__", predict.WRONG)
+    with pytest.raises(predict.Unusable, match=r"expected another jax than 0\.10\.2, which gives"):
+        predict.Bundle(export, "jax").run("32", np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_an_export_says_what_it_needs(evaluated, tmp_path, capsys, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "onnx" and there(name))
+    assert runs.call("export", f"--workdir={evaluated}", f"--out={tmp_path / 'x'}") == 2
+    assert "drnet export: expected onnx, onnxruntime, but onnx is not installed; pip install" in (
+        capsys.readouterr().err)
+    assert not (tmp_path / "x").exists()
+
+
 def test_cascades(evaluated, tmp_path, paths):
     out, budget = tmp_path / "bundle", "2.5e-5"
     assert runs.call("export", "--workdir", str(evaluated), "--out", str(out),
@@ -105,9 +131,8 @@ def test_a_flipped_bit_is_found_in_any_file_that_is_read(copy, name):
             bundle = predict.Bundle(copy, runtime)
             for network in ("predictor", "32"):
                 bundle.run(network, predict.prepared(image, bundle.manifest["preprocessing"])[None])
-    if name in ("manifest.json", "weights.safetensors"):
-        with pytest.raises(UserError, match=name):
-            drnet_jax.load(copy)
+    with pytest.raises(UserError, match=name):  # though it may need another file alone
+        drnet_jax.load(copy)
 
 
 def test_a_missing_file_and_another_layout(copy):

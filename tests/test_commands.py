@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import drnet_jax
 from drnet_jax import commands
 from drnet_jax.commands import shared
 from drnet_jax.errors import UserError
@@ -24,7 +25,7 @@ def test_every_command_is_a_module_of_its_name():
 
 
 @pytest.mark.parametrize(("arguments", "name", "rest"), [
-    ([], "train", []),
+    ([], None, []),
     (["--workdir=a"], "train", ["--workdir=a"]),
     (["eval", "--workdir=a"], "eval", ["--workdir=a"]),
     (["--mode=eval", "--workdir=a"], "eval", ["--workdir=a"]),
@@ -33,6 +34,11 @@ def test_every_command_is_a_module_of_its_name():
 ])
 def test_which_command_runs(arguments, name, rest):
     assert commands._command(arguments) == (name, rest)
+
+
+def test_the_version(capsys):
+    assert runs.call("--version") == 0
+    assert capsys.readouterr().out == f"drnet_jax {drnet_jax.__version__}\n"
 
 
 def test_of_an_override_given_twice_the_last_counts(capsys):
@@ -81,12 +87,14 @@ def test_a_config_takes_an_argument(capsys):
     (("fly",), "expected a command (train, eval, "),
     (("--mode=fly",), "expected a command (train, eval, "),
     (("cost", "more", "--config", CONFIG), "expected --flags only, received 'more'"),
-    (("cost",), "--config"),
+    (("cost",), "--config: expected FILE, such as configs/default.py, received none"),
     (("cost", "--config=nowhere.py"), "nowhere.py"),
     (("cost", "--config", CONFIG, "--confg=1"), "confg"),
     (("cost", "--config", CONFIG, "--config.router.tau=1"), "unknown key"),
     (("cost", "--config", f"{CONFIG}:alpa=1"), "unknown key 'alpa'"),
-    (("cost", "--config", CONFIG, "--config.seed=x"), "--config.seed=x"),
+    (("cost", "--config", CONFIG, "--config.seed=x"),
+     "--config.seed=x: expected a whole number, received 'x'"),
+    (("train", "--config", CONFIG), "--workdir: expected a directory, received none"),
     (("cost", "--config", CONFIG, "--config.router.gumbel.alpha=-1"), "alpha: expected more"),
     (("cost", "--config", CONFIG, "--mix=0.5,x,0.5"), "--mix: expected numbers"),
     (("train", "--config", CONFIG, "--workdir=a", "--budget=1"), "budget"),

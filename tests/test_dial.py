@@ -64,6 +64,13 @@ def test_milliseconds_of_a_pass_are_costs_too():
         at(ROUTER, 2.5, slow)
 
 
+def test_milliseconds_as_multiply_adds():
+    """Of the same price, between two settings too."""
+    assert ROUTER.converted(2.5, (4, 1, 0), EACH) == pytest.approx(65)
+    assert at(ROUTER, ROUTER.converted(2.0, (4, 1, 0), EACH)) == pytest.approx(
+        at(ROUTER, 2.0, (4, 1, 0)))
+
+
 def test_an_accuracy_takes_the_cheapest_setting_that_had_it():
     for top1, policy in ((0.0, 0.8), (0.6, 0.8), (0.61, 0.4), (0.8, 0.4)):
         assert ROUTER.at_accuracy(top1, "min_accuracy") == policy

@@ -351,7 +351,8 @@ def test_cross_fit_by_hand():
 
 
 @pytest.mark.parametrize(("budget", "cost", "told"), [
-    (0, 65, ""), (65, 64, ""), (60, 58, "-3.3%"), (50, 52, "+4.0%"),
+    (0, 65, ""), (65, 64, ""),
+    (60, 58, "58 multiply-adds where 60 were"), (50, 52, "52 multiply-adds where 50 were"),
 ])
 def test_a_budget_is_missed_by_more_than_two_percent(budget, cost, told):
     assert bool(policies.missed(budget, cost)) == bool(told)

@@ -76,10 +76,7 @@ def refresh(directory: Path) -> None:
         UserError: if a file is not what it was.
     """
     contents, manifest = read(str(directory))
-    try:
-        files = {name: predict.checked(directory, name, manifest) for name in manifest["files"]}
-    except predict.Damaged as error:
-        raise UserError(str(error)) from error
+    files = {name: (directory / name).read_bytes() for name in manifest["files"]}
     for network, data, extra in _stablehlo(contents):
         files[f"{network}.stablehlo"] = data
         manifest["networks"].setdefault(network, {}).update(extra, stablehlo=f"{network}.stablehlo")
@@ -127,13 +124,13 @@ def read(path: str) -> tuple[Contents, dict[str, Any]]:
                 f"{path}: expected an export of layout {VERSION}, received one of "
                 f"{manifest['format']}; it was made by drnet_jax {manifest['drnet_jax']}"
             )
-        weights = predict.checked(directory, "weights.safetensors", manifest)
+        files = {name: predict.checked(directory, name, manifest) for name in manifest["files"]}
     except predict.Damaged as error:
         raise UserError(str(error)) from error
     meta, classes = Meta.from_json(manifest["checkpoint"], path), tuple(manifest["classes"])
     drnet = DRNet.from_config(meta.config, len(classes))
     like = _named(*jax.eval_shape(drnet.init, jax.random.key(0)))
-    tree = _nested(load(weights), like)
+    tree = _nested(load(files["weights.safetensors"]), like)
     return Contents(
         meta=meta, classes=classes, variables=(tree["params"], tree["batch_stats"]),
         dials=dial.from_json(manifest["dials"]),

@@ -1,12 +1,13 @@
 """Predictions of an exported model, with nothing of drnet_jax: python predict.py IMAGES...
 
 Needs numpy and Pillow, and of the networks' two forms either `pip install onnxruntime` or
-`pip install jax flatbuffers`. Every file is checked against its checksum in manifest.json before it
-is read. From Python: `Bundle("DIR").predict(images)`, images uint8 [H, W, 3].
+`pip install 'jax!=0.10.2' flatbuffers`. Every file is checked against its checksum in manifest.json
+before it is read. From Python: `Bundle("DIR").predict(images)`, images uint8 [H, W, 3].
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,13 @@ from PIL import Image, ImageOps
 
 MANIFEST = "manifest.json"
 RUNTIMES = ("onnxruntime", "jax")
+
+
+WRONG = "0.10.2"  # the jax that gives wrong sums on CPUs, and says nothing
+
+
+class Unusable(Exception):
+    """What is to run the networks is missing, or known to be wrong."""
 
 
 class Damaged(Exception):
@@ -34,10 +42,11 @@ class Bundle:
 
         Raises:
             Damaged: if a file that is needed is missing, or is not what it was.
+            Unusable: if the runtime is.
         """
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory)
-        self.runtime = runtime or next(filter(_installed, RUNTIMES), RUNTIMES[0])
+        self.runtime = _usable(runtime)
         self._networks = {}
 
     def predict(self, images, policy=None):
@@ -103,6 +112,9 @@ class Bundle:
         import jax
         import jax.export
 
+        if jax.default_backend() == "cpu" and jax.__version__ == WRONG:
+            raise Unusable(f"expected another jax than {WRONG}, which gives wrong sums on CPUs: "
+                           f"pip install 'jax!={WRONG}'")
         exported = jax.export.deserialize(
             bytearray(checked(self.directory, files["stablehlo"], self.manifest))
         )
@@ -176,10 +188,16 @@ def decoded(path):
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def _installed(name):
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
+def _usable(runtime):
+    installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
+    wanted = [runtime] if runtime else RUNTIMES
+    found = next((name for name in wanted if name in installed), None)
+    if found is None:
+        raise Unusable(
+            f"expected {' or '.join(wanted)} to be installed: pip install onnxruntime, or "
+            f"pip install 'jax!={WRONG}' flatbuffers"
+        )
+    return found
 
 
 def main():
@@ -200,7 +218,7 @@ def main():
                 "image": path, "label": label, "probability": round(probability, 6),
                 "option": option,
             }))
-    except Damaged as error:
+    except (Damaged, Unusable) as error:
         sys.exit(f"error: {error}")
 
 

@@ -48,10 +48,11 @@ def put_damaged_aside(workdir: str) -> list[str]:
 
 
 def _none_whole(checkpoints: Checkpoints) -> str:
-    return (
-        f"{checkpoints.directory}: expected a whole checkpoint, found none; "
-        + "; ".join(checkpoints.damaged()) + ". Use another --workdir to start anew"
-    )
+    damaged = checkpoints.damaged()
+    remedy = "use another --workdir to start anew" if damaged else "train until it has saved one"
+    return "; ".join((
+        f"{checkpoints.directory}: expected a whole checkpoint, found none", *damaged, remedy
+    ))
 
 
 def is_checkpoint(path: str) -> bool:
@@ -94,8 +95,8 @@ def open_existing(workdir: str) -> Checkpoints:
     workdir = os.path.expanduser(workdir)
     if not (Path(workdir) / FOLDER).is_dir():
         raise UserError(
-            f"{workdir}: expected a working directory with checkpoints, found none; train first, "
-            "with --mode train and the same --workdir"
+            f"{workdir}: expected a working directory with checkpoints, found none; drnet "
+            "train --workdir makes some"
         )
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest() is None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from drnet_jax import __version__
 from drnet_jax.errors import REMEDIES, Stopped, UserError, first_line
 from drnet_jax.hosts.join import others
 
@@ -36,6 +37,11 @@ COMMANDS = {
     "prepare": "download a tfds data set and write it as ArrayRecord files",
 }
 
+# What Python says of texts that are no numbers.
+PLAIN = {
+    "invalid literal for int() with base 10:": "expected a whole number, received",
+    "could not convert string to float:": "expected a number, received",
+}
 # Files, a model, or tables and figures, besides flags.
 TAKING_NAMES = ("predict", "serve", "load-test", "import-torch", "reproduce")
 
@@ -47,7 +53,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command `PROGRAM [COMMAND] [--FLAGS]`; without COMMAND or `--mode COMMAND`, train.
+    """Runs the command `PROGRAM [COMMAND] [--FLAGS]`: of flags alone train, or `--mode COMMAND`.
 
     Returns:
         The exit status: 0; 2 after a wrong flag or a UserError, of which `error: ...` is printed
@@ -97,6 +103,9 @@ def run(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
+    if argv[1:] == ["--version"]:
+        print(f"drnet_jax {__version__}")
+        return
     name, rest = _command(argv[1:])
     if name is None:
         print(_overview())
@@ -146,7 +155,7 @@ def _drop_output() -> None:
 
 def _command(args: list[str]) -> tuple[str | None, list[str]]:
     """The command's name, None for the overview, and its own arguments."""
-    if args and args[0] in ("help", "-h", "--help"):
+    if not args or args[0] in ("help", "-h", "--help"):
         return None, []
     name = "train"
     if args and not args[0].startswith("-"):
@@ -208,7 +217,10 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(argv)
     except flags.Error as error:
-        raise UserError(" ".join(str(_user_error(error) or error).split("\n"))) from error
+        text = " ".join(str(_user_error(error) or error).split("\n"))
+        for theirs, ours in PLAIN.items():
+            text = text.replace(theirs, ours)
+        raise UserError(text) from error
     # An override looks its key up in the config, and config_flags lets the errors through.
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         reason = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]

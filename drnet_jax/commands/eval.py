@@ -26,6 +26,7 @@ from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
 from drnet_jax.train.resume import CLASSIFIER_KEYS, PREDICTOR_KEYS, check_compatible, differing
 
+WRITTEN = ("eval.json", DIALS, "predictions.csv", "confusion.csv")
 USED = ("data", "evaluation", "seed")  # groups and keys of --config; see `drnet_jax.api.load`
 
 
@@ -125,3 +126,4 @@ def write(
             draw(folder / name)
         except Exception as error:  # whatever the fonts and libraries here cannot do
             print(f"warning: {name} could not be drawn: {first_line(error)}")
+    print(f"written to {folder}: {', '.join([*WRITTEN, *pictures])}, of these images")

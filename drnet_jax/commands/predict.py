@@ -83,6 +83,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[list[str]], N
             _write(answers, JsonLines(file) if form.value == "json"
                    else Csv(file, options, top.value), begin=not end)
         print(summary.text(len(items) - done), file=sys.stderr)
+        if items[done:] and not summary.answered:
+            raise UserError("expected images, but none could be read; their records say why")
 
     return command
 
@@ -168,10 +170,13 @@ class Summary:
                 bar.update()
         self._seconds = time.perf_counter() - began
 
+    @property
+    def answered(self) -> int:
+        return sum(self._options.values())
+
     def text(self, images: int) -> str:
         """A line, and one more if images could not be read."""
-        answered = images - self._failed
-        lines = []
+        answered, lines = self.answered, []
         if answered:
             shares = ", ".join(
                 f"{100 * count / answered:.0f} % "

@@ -52,9 +52,13 @@ def define_config(values: FlagValues, argv: list[str], required: bool = True
     )
     # Its own drops, or hides in a traceback, what is wrong with a file.
     values["config"].parser = _ConfigParser()
-    if required:
-        flags.mark_flag_as_required("config", values)
-    return lambda: None if holder.value is None else parse(holder.value)
+
+    def config() -> Config | None:
+        if holder.value is None and required:
+            raise UserError("--config: expected FILE, such as configs/default.py, received none")
+        return None if holder.value is None else parse(holder.value)
+
+    return config
 
 
 def define_workdir(
@@ -62,10 +66,14 @@ def define_workdir(
     to_write: bool = True,
 ) -> Callable[[], str]:
     """Defines `--workdir DIR`, required; returns what gives its path (see `directory`)."""
-    holder = flags.DEFINE_string(
-        "workdir", None, f"{help} Required.", required=True, flag_values=values
-    )
-    return lambda: str(directory("--workdir", holder.value, to_write))
+    holder = flags.DEFINE_string("workdir", None, f"{help} Required.", flag_values=values)
+
+    def workdir() -> str:
+        if holder.value is None:
+            raise UserError("--workdir: expected a directory, received none")
+        return str(directory("--workdir", holder.value, to_write))
+
+    return workdir
 
 
 def directory(flag: str, text: str, to_write: bool = True) -> Path:

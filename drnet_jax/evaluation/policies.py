@@ -116,7 +116,7 @@ def missed(budget: float, cost: float) -> str:
     if not budget or abs(cost - budget) <= 0.02 * budget:
         return ""
     return (
-        f"routing costs {cost / budget - 1:+.1%} of the {short(budget)} that were asked for, and "
+        f"routing costs {short(cost)} multiply-adds where {short(budget)} were asked for, and "
         "no price comes closer from below: too many images have nearly the same scores, so that "
         "they change their option together"
     )

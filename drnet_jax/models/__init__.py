@@ -5,6 +5,8 @@ Axis letters are those of `drnet_jax.buckets`.
 
 import functools
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +115,8 @@ def _build(
 
 def _load(name: str, key: str) -> Any:
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # as it is with python -m, but not with drnet
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does when it is imported

@@ -6,6 +6,7 @@ its traces, which are made on shapes alone: nothing is computed and nothing comp
 """
 
 import functools
+import importlib
 import inspect
 import traceback
 from collections import Counter
@@ -24,7 +25,10 @@ from drnet_jax.models.norm import MOMENTS, BatchNorm
 from drnet_jax.ops import plain_forms
 
 ROWS = 2  # of the batches that are traced
-LIBRARIES = ("site-packages", "dist-packages", "<frozen", str(Path(__file__).parents[1]))
+LIBRARIES = (
+    "site-packages", "dist-packages", "<frozen", str(Path(importlib.__file__).parent),
+    str(Path(__file__).parents[1]),
+)
 CALL = "__call__(self, x, train, mask=None)"
 FACTORY = "factory(width=..., classes=..., norm=..., dtype=...)"
 

@@ -14,7 +14,7 @@ import dataclasses
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,19 @@ class Service:
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     form, images = await images_of(http, self.limits.megabytes)
-                    waiting = [await self._submitted(*each, policy) for each in images]
+                    waiting, refused = await self._all_submitted(images, policy, form)
             except TimeoutError as error:
                 raise HTTPException(408, "the request took too long to come in") from error
             finally:
                 self._reading -= 1
             async with asyncio.timeout(self.limits.timeout):
-                answers = [await asyncio.wrap_future(each) for each in waiting]
-            for answer in answers:
+                answers = {at: await asyncio.wrap_future(each) for at, each in waiting.items()}
+            for answer in answers.values():
                 self._count(answer, time.perf_counter() - began)
-            records = [_record(answer, top) for answer in answers]
-            status = 200 if all(answer.error is None for answer in answers) else 500
+            found = sorted((answers | refused).items())
+            records = [_record(answer, top) for _, answer in found]
+            failed = any(answer.error is not None for answer in answers.values())
+            status = 500 if failed else 200 if answers else 400
             return JSONResponse({"answers": records} if form else records[0], status)
         except HTTPException as error:
             status = error.status_code
@@ -166,6 +168,21 @@ class Service:
             raise HTTPException(
                 400, f"budget: expected 1e9 multiply-adds, such as 2.5, received {text!r}"
             ) from error
+
+    async def _all_submitted(
+        self, images: Sequence[tuple[str, bytes]], policy: Policy, form: bool
+    ) -> tuple[dict[int, concurrent.futures.Future], dict[int, Answer]]:
+        """By position what is waited for; and what is refused of a form, whose others are answered.
+        """
+        waiting, refused = {}, {}
+        for at, (name, data) in enumerate(images):
+            try:
+                waiting[at] = await self._submitted(name, data, policy)
+            except HTTPException as error:
+                if not form or error.status_code not in (400, 413):
+                    raise
+                refused[at] = Answer.failed(name, str(error.__cause__ or error.detail))
+        return waiting, refused
 
     async def _submitted(
         self, name: str, data: bytes, policy: Policy

@@ -20,7 +20,7 @@ def serve(
     Args:
         model: what answers.
         limits: of requests.
-        budget: mean multiply-adds of an image; None: that of training.
+        budget: mean multiply-adds of an image, or "12ms"; None: that of training.
         kind: of the policy; None for `Model.kind`'s.
         token: that changes the budget; None: nobody does.
         address: host, and port, 0 for any.
@@ -28,10 +28,9 @@ def serve(
     Raises:
         UserError: if the address cannot be had, or no policy meets the budget.
     """
-    if isinstance(budget, str):
-        raise UserError("--budget: expected 1e9 multiply-adds of a server, received milliseconds")
-    asked = model.budget if budget is None else budget
-    service = Service(model, limits, asked, model.kind(kind), token)
+    kind = model.kind(kind)
+    asked = model.in_multiply_adds(budget, kind)
+    service = Service(model, limits, asked, kind, token)
     listening = listen(address)
     announce(listening, (
         f"{model.runtime.name}, batches of {model.predicting.batch_size}, budget "
