@@ -210,6 +210,21 @@ def test_a_budget_is_held_on_the_images_at_hand(model, rows):
     assert np.mean(spent) == pytest.approx(wanted, rel=0.03)
 
 
+@pytest.mark.parametrize("kind", ["router", "cascade"])
+def test_a_budget_of_milliseconds_in_multiply_adds(model, kind):
+    low, high = (setting.cost(model.milliseconds) for setting in
+                 (model.dials[kind].settings[0], model.dials[kind].settings[-1]))
+    assert low < high
+    asked = f"{(low + high) / 2:.6f}ms"
+    found = model.in_multiply_adds(asked, kind)
+    costs = [setting.cost(model.costs.networks) for setting in model.dials[kind].settings]
+    assert costs[0] < found < costs[-1]
+    assert model.in_multiply_adds(3e4, kind) == 3e4
+    assert model.in_multiply_adds(None, kind) == model.budget
+    with pytest.raises(UserError, match=r"budget: expected .*ms, received 1e\+06ms"):
+        model.in_multiply_adds("1000000ms", kind)
+
+
 def test_what_cannot_be_held(model):
     with pytest.raises(UserError, match=r"hold: expected a budget .*, received no budget"):
         model.predict([], budget=0, hold=True)
@@ -318,6 +333,15 @@ def test_a_model_evaluates_folders(model, evaluated, images, tmp_path):
         own["budget"]["price"])
 
 
+def test_predict_fails_if_no_image_can_be_read(evaluated, tmp_path, capsys):
+    (tmp_path / "two.png").write_bytes(b"no image")
+    assert runs.call("predict", "--workdir", str(evaluated), str(tmp_path)) == 2
+    out, err = capsys.readouterr()
+    assert "cannot be decoded" in json.loads(out)["error"]
+    assert err.splitlines()[-1] == (
+        "error: expected images, but none could be read; their records say why")
+
+
 def test_predict_prints_a_line_an_image(evaluated, rows, tmp_path, capsys):
     (tmp_path / "a").mkdir()
     shutil.copy(rows[0]["filename"], tmp_path / "a" / "one.png")
@@ -408,14 +432,18 @@ def test_eval_writes_nothing_into_a_checkpoint(evaluated, model, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("predict",), "--workdir"),
+    (("predict", "x.png"), "--workdir: expected a directory, received none"),
     (("predict", "--workdir=DIR"), "expected images or folders of them"),
     (("predict", "--workdir=DIR", "DIR/checkpoints"), "found none"),
-    (("predict", "--workdir=/nowhere", "x.png"), "train first"),
+    (("predict", "--workdir=EMPTY", "x.png"),
+     "expected a whole checkpoint, found none; train until it has saved one"),
+    (("predict", "--workdir=/nowhere", "x.png"), "drnet train --workdir makes some"),
     (("predict", "--workdir=DIR", "--budget=1", "x.png"), "expected 1."),
 ])
-def test_predict_errors(evaluated, arguments, message, capsys):
-    arguments = [argument.replace("DIR", str(evaluated)) for argument in arguments]
+def test_predict_errors(evaluated, tmp_path, arguments, message, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    arguments = [argument.replace("DIR", str(evaluated)).replace("EMPTY", str(tmp_path))
+                 for argument in arguments]
     assert runs.call(*arguments) == 2
     out, err = capsys.readouterr()
     error = err.splitlines()[-1]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -353,3 +354,17 @@ def test_an_unknown_network_is_named_in_the_message(name):
     assert repr(name) in str(error.value)
     with pytest.raises(UserError, match=r"predictor\.name"):
         build_predictor(Predictor(name, 0.5, 32, classifies=True), 3, 10, "float32")
+
+
+def test_a_network_is_found_in_the_working_directory(tmp_path, monkeypatch):
+    """As with `python -m`, also where a script started this process."""
+    (tmp_path / "networks_of_ones_own.py").write_text(
+        "from drnet_jax.models.convnet import ConvNet as Own\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [each for each in sys.path if each not in ("", ".")])
+    found = build_classifier(
+        dataclasses.replace(MODEL, name="networks_of_ones_own:Own"), 10, "float32")
+    assert isinstance(found, convnet.ConvNet)
+    name = "not_there:Own"
+    with pytest.raises(UserError, match=r"\(ModuleNotFoundError: No module named 'not_there'\)$"):
+        build_classifier(dataclasses.replace(MODEL, name=name), 10, "float32")
