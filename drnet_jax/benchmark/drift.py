@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from drnet_jax.benchmark.cases import STEPS_PER_EPOCH, ForcedStep, draw, initial_state
 from drnet_jax.config import Config
@@ -74,7 +75,7 @@ def drift(config: Config, steps: int) -> dict[str, Any]:
     batch = put_batch(mesh, draw(config, size))
     slots, seconds = np.zeros(steps), np.zeros(steps)
     try:
-        for number in range(steps):
+        for number in tqdm(range(steps), unit=" steps", disable=None):  # on a terminal
             began = time.perf_counter()
             state, metrics = step(state, batch, key)
             jax.block_until_ready(metrics["loss"])
