@@ -119,6 +119,15 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message):
     assert err.count("\n") == 1
 
 
+def test_a_network_is_looked_for_before_data_is_prepared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert runs.call("train", "--config", str(runs.REPOSITORY / "configs/quickstart.py"),
+                     "--workdir=run", "--config.data.dir=data",
+                     "--config.classifier.name=resnet19") == 2
+    assert "error: config.classifier.name: expected one of" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 # A file, and what is said of it: name, line and what is wrong.
 CONFIGS = {
     "config.json": ('{"seed": 3,\n "curve": true}', "config.json, line 2: NameError"),

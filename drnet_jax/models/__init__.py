@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from drnet_jax.config import Classifier, Predictor
+from drnet_jax.config import Classifier, Config, Predictor
 from drnet_jax.errors import UserError
 from drnet_jax.models.check import call_factory, check_network, gist
 from drnet_jax.models.convnet import ConvNet
@@ -102,7 +102,7 @@ def _build(
     wanted: Classifier | Predictor, key: str, classes: int, dtype: str, sizes: tuple[int, ...],
     norm: dict[str, Any], masked: bool,
 ) -> nn.Module:
-    factory = NETWORKS.get(wanted.name) or _load(wanted.name, key)
+    factory = _factory(wanted.name, key)
     address = f"config.{key}: {wanted.name!r}"
     make = functools.partial(
         call_factory, factory, address, width=wanted.width, classes=classes, dtype=jnp.dtype(dtype)
@@ -113,7 +113,15 @@ def _build(
     return make(norm=_norm(**norm))
 
 
-def _load(name: str, key: str) -> Any:
+def check_names(config: Config) -> None:
+    """Raises UserError if a network of the config is of no name that is known here."""
+    _factory(config.classifier.name, "classifier.name")
+    _factory(config.predictor.name, "predictor.name")
+
+
+def _factory(name: str, key: str) -> Any:
+    if name in NETWORKS:
+        return NETWORKS[name]
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # as it is with python -m, but not with drnet
         sys.path.append(os.getcwd())

@@ -22,6 +22,7 @@ from drnet_jax.data.subset import write_classes
 from drnet_jax.devices import Programs, check_batch, data_mesh
 from drnet_jax.drnet import DRNet
 from drnet_jax.errors import UserError
+from drnet_jax.models import check_names
 from drnet_jax.train.bad_images import BadImages
 from drnet_jax.train.base_step import Step
 from drnet_jax.train.lock import locked, unwritable
@@ -122,7 +123,8 @@ def open_run(
         closing.enter_context(locked(Path(workdir)))
     mesh = data_mesh()
     check_batch(config.batch_size, mesh.size)
-    source, val_source = _sources(config)
+    check_names(config)
+    source, val_source = _sources(config)  # which may take long to prepare
     classes = resolve_classes(source, config.classifier.classes)
     drnet, costs = DRNet.from_config(config, classes), model_costs(config, classes)
     make_objective(config, costs)  # checks the budget
