@@ -166,14 +166,6 @@ class Model:
             lambda found: f"{found / GIGA:.4g} G",
         )
 
-    def in_multiply_adds(self, budget: float | str | None, kind: str) -> float:
-        """A budget of `predict` in mean multiply-adds, 0 for no limit; errors as of `policy`."""
-        milliseconds = milliseconds_of(budget)
-        if milliseconds is None:
-            return self.budget if budget is None else float(budget)
-        self.policy(budget, kind=kind)  # checks that it can be met
-        return self.dial(kind).converted(milliseconds, self.milliseconds, self.costs.networks)
-
     def kind(self, kind: str | None = None) -> str:
         """"router" or "cascade": the one asked for, or what suits the checkpoint."""
         kind = kind or POLICIES[not self.predictor_trained]

@@ -27,6 +27,7 @@ from drnet_jax.inference import inputs, records
 from drnet_jax.inference.predict import Named
 from drnet_jax.opening import Opened
 from drnet_jax.routing import Cascade
+from drnet_jax.serve.run import in_multiply_adds
 from drnet_jax.train.loop import train
 from tests import runs
 from tests.tiny import random_variables
@@ -216,13 +217,13 @@ def test_a_budget_of_milliseconds_in_multiply_adds(model, kind):
                  (model.dials[kind].settings[0], model.dials[kind].settings[-1]))
     assert low < high
     asked = f"{(low + high) / 2:.6f}ms"
-    found = model.in_multiply_adds(asked, kind)
+    found = in_multiply_adds(model, asked, kind)
     costs = [setting.cost(model.costs.networks) for setting in model.dials[kind].settings]
     assert costs[0] < found < costs[-1]
-    assert model.in_multiply_adds(3e4, kind) == 3e4
-    assert model.in_multiply_adds(None, kind) == model.budget
+    assert in_multiply_adds(model, 3e4, kind) == 3e4
+    assert in_multiply_adds(model, None, kind) == model.budget
     with pytest.raises(UserError, match=r"budget: expected .*ms, received 1e\+06ms"):
-        model.in_multiply_adds("1000000ms", kind)
+        in_multiply_adds(model, "1000000ms", kind)
 
 
 def test_what_cannot_be_held(model):

@@ -4,7 +4,7 @@ docs/inference.md says what is written. `drnet export --refresh DIRECTORY` trace
 JAX alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
@@ -63,10 +63,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
             return
         if out.value is None:
             raise UserError("--out: expected a directory, received none")
-        if wrong := [form for form in forms.value if form not in FORMS]:
-            raise UserError(f"--forms: expected some of {', '.join(FORMS)}, received {wrong[0]!r}")
-        for form in forms.value:
-            expect_installed("export", "runtimes", NEEDED[form])
+        _check_forms(forms.value)
         place, classes = directory("--out", out.value), among()
         if place.exists() and not files.is_bundle(str(place)) and any(place.iterdir()):
             raise UserError(
@@ -90,6 +87,14 @@ def define(values: flags.FlagValues, argv: list[str]) -> Callable[[], None]:
         print(f"{place}: {', '.join(sorted(path.name for path in place.iterdir()))}")
 
     return command
+
+
+def _check_forms(forms: Sequence[str]) -> None:
+    """Raises UserError if one is none, or cannot be written with what is installed."""
+    for form in forms:
+        if form not in FORMS:
+            raise UserError(f"--forms: expected some of {', '.join(FORMS)}, received {form!r}")
+        expect_installed("export", "runtimes", NEEDED[form])
 
 
 def _images(model: Model, folder: str | None) -> np.ndarray:

@@ -7,6 +7,7 @@ import uvicorn
 
 from drnet_jax.api import Model
 from drnet_jax.config import GIGA
+from drnet_jax.dial import milliseconds_of
 from drnet_jax.errors import UserError
 from drnet_jax.serve.app import Limits, Service, make_app
 
@@ -29,7 +30,7 @@ def serve(
         UserError: if the address cannot be had, or no policy meets the budget.
     """
     kind = model.kind(kind)
-    asked = model.in_multiply_adds(budget, kind)
+    asked = in_multiply_adds(model, budget, kind)
     service = Service(model, limits, asked, kind, token)
     listening = listen(address)
     announce(listening, (
@@ -41,6 +42,19 @@ def serve(
         timeout_graceful_shutdown=int(limits.timeout) + 1, h11_max_incomplete_event_size=65536,
     )
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def in_multiply_adds(model: Model, budget: float | str | None, kind: str) -> float:
+    """A budget as `Model.predict` takes it in mean multiply-adds of an image, 0 for no limit.
+
+    Raises:
+        UserError: if milliseconds are asked for that cannot be met.
+    """
+    milliseconds = milliseconds_of(budget)
+    if milliseconds is None:
+        return model.budget if budget is None else float(budget)
+    model.policy(budget, kind=kind)  # checks that it can be met
+    return model.dial(kind).converted(milliseconds, model.milliseconds, model.costs.networks)
 
 
 def announce(listening: socket.socket, about: str) -> None:
