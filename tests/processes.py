@@ -86,16 +86,13 @@ def last_line(text: str) -> str:
 
 def workers(pid: int) -> list[int]:
     """The worker processes of a run's loader."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        started = [
-            int(each)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for each in (task / "children").read_text().split()
-        ]
-        return [
-            each for each in started if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()
-        ]
-    return []
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            for each in map(int, (task / "children").read_text().split()):
+                if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes():
+                    found.append(each)
+    return found
 
 
 def alive(pid: int) -> bool:

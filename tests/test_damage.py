@@ -128,5 +128,5 @@ def test_where_none_is_whole_a_run_ends_clearly(images, finished, tmp_path, caps
         assert runs.call(*command) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: {workdir / 'checkpoints'}: expected a whole checkpoint, ")
-        assert f"{NEWEST} is damaged: " in error and "Use another --workdir" in error
+        assert f"{NEWEST} is damaged: " in error and "use another --workdir" in error
     assert not (workdir / "damaged").exists()

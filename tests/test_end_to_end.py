@@ -230,7 +230,7 @@ def test_a_corrupt_image_is_named(tmp_path, capsys):
 
 
 def test_evaluation_without_a_checkpoint_says_so(tmp_path, capsys):
-    assert "train first" in refused(capsys, "eval", "--workdir", str(tmp_path))
+    assert "drnet train --workdir makes some" in refused(capsys, "eval", "--workdir", str(tmp_path))
 
 
 def test_readers_leave_what_a_live_run_is_writing(finished, tmp_path):

@@ -8,6 +8,8 @@ from tests.processes import Running, ended, steps_told
 
 FROM = 500
 POOL = "ts_pool_worker"  # TensorStore's, which fills when two are first wanted at once
+# Python's pools fill in the same way; a thread left at each save or log line would be more by far.
+SLACK = {"memory": 0, "files": 0, "threads": 4}
 
 
 def taken(pid: int) -> dict[str, int]:
@@ -47,4 +49,4 @@ def test_nothing_grows(images, tmp_path, thorough):
     readings = list(found.values())
     for name in readings[0]:
         early, late = (min(each[name] for each in some) for some in (readings[:5], readings[-5:]))
-        assert late <= 1.02 * early, (name, readings)
+        assert late <= 1.02 * early + SLACK[name], (name, readings)

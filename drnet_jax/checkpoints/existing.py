@@ -22,8 +22,9 @@ def newest(workdir: str) -> Meta | None:
         return None
     checkpoints = Checkpoints(workdir)
     try:
+        there = checkpoints.steps()  # before the look at them: a run may just write its first
         step = checkpoints.latest()
-        if step is None and checkpoints.steps():
+        if step is None and there:
             raise UserError(_none_whole(checkpoints))
         return None if step is None else checkpoints.meta(step)
     finally:
