@@ -26,7 +26,6 @@ from drnet_jax.evaluation.pictures import draw_routing
 from drnet_jax.evaluation.report import text_report
 from drnet_jax.train.resume import CLASSIFIER_KEYS, PREDICTOR_KEYS, check_compatible, differing
 
-WRITTEN = ("eval.json", DIALS, "predictions.csv", "confusion.csv")
 USED = ("data", "evaluation", "seed")  # groups and keys of --config; see `drnet_jax.api.load`
 
 
@@ -113,6 +112,7 @@ def write(
         folder / "predictions.csv", found.table, found.routed, drnet, source, model.classes
     )
     write_confusion(folder / "confusion.csv", found.table, found.routed, model.classes)
+    written = ["eval.json", DIALS, "predictions.csv", "confusion.csv"]
     pictures: dict[str, Callable[[Path], None]] = {
         "routing.png": lambda path: draw_routing(
             path, found.table, found.routed, found.sample, drnet, model.classes
@@ -120,10 +120,12 @@ def write(
     }
     if swept:
         curve.write(swept, folder)
+        written += ["curve.json", "curve.csv"]
         pictures["curve.png"] = lambda path: curve.draw(swept, path, model.predictor_trained)
     for name, draw in pictures.items():
         try:
             draw(folder / name)
+            written.append(name)
         except Exception as error:  # whatever the fonts and libraries here cannot do
             print(f"warning: {name} could not be drawn: {first_line(error)}")
-    print(f"written to {folder}: {', '.join([*WRITTEN, *pictures])}, of these images")
+    print(f"written to {folder}: {', '.join(written)}, of these images")
