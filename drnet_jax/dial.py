@@ -74,8 +74,7 @@ class Dial:
         Raises:
             UserError: if no setting costs that.
         """
-        # What takes longer is not always what has more multiply-adds: the dearer of the two counts.
-        costs = np.maximum.accumulate([setting.cost(each) for setting in self.settings])
+        costs = self._rising(each)
         low, high = costs[0], costs[-1]
         # A hair more on both sides, so that the ends as they are printed will do.
         if not 0.999 * low <= budget <= 1.001 * high:
@@ -93,8 +92,12 @@ class Dial:
 
     def converted(self, budget: float, each: Sequence[float], into: Sequence[float]) -> float:
         """What images cost by `into`, [R + 1], that cost `budget` by `each`; see `at_cost`."""
-        costs = np.maximum.accumulate([setting.cost(each) for setting in self.settings])
-        return float(np.interp(budget, costs, [setting.cost(into) for setting in self.settings]))
+        return float(np.interp(budget, self._rising(each), self._rising(into)))
+
+    def _rising(self, each: Sequence[float]) -> np.ndarray:
+        """What the settings cost, float64 [settings]."""
+        # What takes longer is not always what has more multiply-adds: the dearer of the two counts.
+        return np.maximum.accumulate([setting.cost(each) for setting in self.settings])
 
     def at_accuracy(self, top1: float, name: str) -> Policy:
         """The cheapest policy that was right so often; raises UserError if none was."""

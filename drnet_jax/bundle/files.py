@@ -31,6 +31,7 @@ from drnet_jax.graphs.stablehlo import to_stablehlo
 from drnet_jax.resolutions import only
 
 VERSION = 1  # of the layout
+WEIGHTS = "weights.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def traced_config(config: Config) -> Config:
 def write(contents: Contents, costs: Costs, directory: Path, forms: Iterable[str]) -> None:
     """Writes an export into a new directory; forms are of "stablehlo" and "onnx"."""
     files = {
-        "weights.safetensors": save(_flat(contents.variables)),
+        WEIGHTS: save(_flat(contents.variables)),
         "predict.py": Path(predict.__file__).read_bytes(),
     }
     named: dict[str, dict[str, Any]] = {}
@@ -76,7 +77,10 @@ def refresh(directory: Path) -> None:
         UserError: if a file is not what it was.
     """
     contents, manifest = read(str(directory))
-    files = {name: (directory / name).read_bytes() for name in manifest["files"]}
+    try:
+        files = {name: predict.checked(directory, name, manifest) for name in manifest["files"]}
+    except predict.Damaged as error:
+        raise UserError(str(error)) from error
     for network, data, extra in _stablehlo(contents):
         files[f"{network}.stablehlo"] = data
         manifest["networks"].setdefault(network, {}).update(extra, stablehlo=f"{network}.stablehlo")
@@ -124,13 +128,16 @@ def read(path: str) -> tuple[Contents, dict[str, Any]]:
                 f"{path}: expected an export of layout {VERSION}, received one of "
                 f"{manifest['format']}; it was made by drnet_jax {manifest['drnet_jax']}"
             )
-        files = {name: predict.checked(directory, name, manifest) for name in manifest["files"]}
+        weights = predict.checked(directory, WEIGHTS, manifest)
+        for name in manifest["files"]:  # one after the other: together they are large
+            if name != WEIGHTS:
+                predict.checked(directory, name, manifest)
     except predict.Damaged as error:
         raise UserError(str(error)) from error
     meta, classes = Meta.from_json(manifest["checkpoint"], path), tuple(manifest["classes"])
     drnet = DRNet.from_config(meta.config, len(classes))
     like = _named(*jax.eval_shape(drnet.init, jax.random.key(0)))
-    tree = _nested(load(files["weights.safetensors"]), like)
+    tree = _nested(load(weights), like)
     return Contents(
         meta=meta, classes=classes, variables=(tree["params"], tree["batch_stats"]),
         dials=dial.from_json(manifest["dials"]),

@@ -17,8 +17,6 @@ from PIL import Image, ImageOps
 
 MANIFEST = "manifest.json"
 RUNTIMES = ("onnxruntime", "jax")
-
-
 WRONG = "0.10.2"  # the jax that gives wrong sums on CPUs, and says nothing
 
 
