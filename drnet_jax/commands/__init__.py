@@ -158,7 +158,7 @@ def _command(args: list[str]) -> tuple[str | None, list[str]]:
     if not args or args[0] in ("help", "-h", "--help"):
         return None, []
     name = "train"
-    if args and not args[0].startswith("-"):
+    if not args[0].startswith("-"):
         name, *args = args
     elif (mode := _mode(args)) is not None:
         name, args = mode

@@ -66,7 +66,7 @@ def text_report(config: Config, mix: Sequence[float] | None, layers: bool) -> st
     sections += [f"uncounted: {operation}" for operation in costs.uncounted]
     sections.append(
         "Multiply-adds are not time: to measure that on your device, run\n"
-        "drnet benchmark --config"
+        "drnet benchmark --config C"
     )
     return "\n\n".join(sections)
 

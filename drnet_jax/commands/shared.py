@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -124,7 +124,7 @@ def define_distributed(values: FlagValues) -> Callable[[], None]:
     return start
 
 
-def expect_installed(command: str, extra: str, names: Iterable[str]) -> None:
+def expect_installed(command: str, extra: str, names: Sequence[str]) -> None:
     """Raises UserError if a module that a command needs, of an optional extra, is missing."""
     if missing := [name for name in names if not importlib.util.find_spec(name)]:
         raise UserError(

@@ -123,9 +123,9 @@ def _factory(name: str, key: str) -> Any:
     if name in NETWORKS:
         return NETWORKS[name]
     module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # as it is with python -m, but not with drnet
-        sys.path.append(os.getcwd())
     try:
+        if (here := os.getcwd()) not in sys.path:  # as it is with python -m, but not with drnet
+            sys.path.append(here)
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does when it is imported
         raise UserError(
